@@ -7,6 +7,6 @@ mod batch;
 mod channel;
 mod connection_id;
 
-pub use batch::{Batch, BatchBuilder, Part};
+pub use batch::{Batch, BatchBuilder, Count};
 pub use channel::{ChannelName, ChannelNameError};
 pub use connection_id::{ConnectionId, ConnectionIdError, GatewayId, ShardId};

@@ -1,0 +1,112 @@
+//! What can be wrong with a call, and how that is said.
+
+use http::StatusCode;
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use crate::pubsub::{ChannelNameError, ConnectionIdError};
+
+/// Why a call was not carried out. Codes below 400 are Centrifugo's.
+#[derive(Debug, Error)]
+pub enum ApiError {
+    /// 101.
+    #[error("{0}")]
+    Unauthorized(&'static str),
+    /// 104.
+    #[error(
+        "there is no method {0}; there are publish, broadcast, send, disconnect, channels and info"
+    )]
+    MethodNotFound(String),
+    /// 107, and the body is not JSON at all.
+    #[error("the body is not JSON: {0}")]
+    NotJson(String),
+    /// 107.
+    #[error("{0}")]
+    BadRequest(String),
+    /// 107.
+    #[error("channel: {0}")]
+    ChannelName(#[from] ChannelNameError),
+    /// 107.
+    #[error("connection: {0}")]
+    ConnectionId(#[from] ConnectionIdError),
+    /// 106.
+    #[error("the message has {bytes} bytes; max_message_bytes is {max_bytes}")]
+    MessageTooBig {
+        /// How long it is.
+        bytes: usize,
+        /// How long it may be.
+        max_bytes: usize,
+    },
+    /// 106, and the body was not read.
+    #[error("the body has more than {max_bytes} bytes, the most that this gateway reads")]
+    BodyTooBig {
+        /// How long it may be.
+        max_bytes: usize,
+    },
+    /// 107.
+    #[error("the body did not arrive in time, or not whole")]
+    BodyIncomplete,
+    /// 404.
+    #[error("no connection has this id; it may have ended")]
+    ConnectionNotFound,
+    /// 108. The call may be made again.
+    #[error("{0}; try again")]
+    Busy(&'static str),
+}
+
+impl ApiError {
+    /// The code in the body.
+    pub fn code(&self) -> u32 {
+        match self {
+            Self::Unauthorized(_) => 101,
+            Self::MethodNotFound(_) => 104,
+            Self::MessageTooBig { .. } | Self::BodyTooBig { .. } => 106,
+            Self::NotJson(_)
+            | Self::BadRequest(_)
+            | Self::ChannelName(_)
+            | Self::ConnectionId(_)
+            | Self::BodyIncomplete => 107,
+            Self::Busy(_) => 108,
+            Self::ConnectionNotFound => 404,
+        }
+    }
+
+    /// The HTTP status, where the caller wants errors to have one.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
+            Self::MethodNotFound(_) | Self::ConnectionNotFound => StatusCode::NOT_FOUND,
+            Self::MessageTooBig { .. } | Self::BodyTooBig { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::NotJson(_)
+            | Self::BadRequest(_)
+            | Self::ChannelName(_)
+            | Self::ConnectionId(_) => StatusCode::BAD_REQUEST,
+            Self::BodyIncomplete => StatusCode::REQUEST_TIMEOUT,
+            Self::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// Whether the call itself came to nothing before its parameters were looked at. Such an error
+    /// always has its HTTP status; Centrifugo answers the others with 200, and its SDKs read the
+    /// error from the body.
+    pub fn is_transport(&self) -> bool {
+        match self {
+            Self::Unauthorized(_)
+            | Self::MethodNotFound(_)
+            | Self::NotJson(_)
+            | Self::BodyTooBig { .. }
+            | Self::BodyIncomplete
+            | Self::Busy(_) => true,
+            Self::BadRequest(_)
+            | Self::ChannelName(_)
+            | Self::ConnectionId(_)
+            | Self::MessageTooBig { .. }
+            | Self::ConnectionNotFound => false,
+        }
+    }
+
+    /// `{"error": {"code": …, "message": …}}`.
+    pub fn to_json(&self) -> Value {
+        json!({ "error": { "code": self.code(), "message": self.to_string() } })
+    }
+}

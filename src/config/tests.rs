@@ -1,0 +1,348 @@
+//! Flags, environment and file in; settings or errors out.
+
+use clap::Parser as _;
+
+use super::*;
+
+/// Resolves what a machine of four cores would be told by these sources. `file` is the text of a
+/// file named `wsgate.toml`.
+fn resolve(
+    flags: &[&str],
+    variables: &[(&str, &str)],
+    file: Option<&str>,
+) -> Result<Config, Vec<String>> {
+    let arguments = ["wsgate", "serve"].iter().chain(flags);
+    let Command::Serve(flags) = Cli::try_parse_from(arguments).expect("flags of serve").command
+    else {
+        unreachable!("serve was asked for");
+    };
+    let environment =
+        Environment::new(variables.iter().map(|(name, value)| (name.into(), value.into())));
+    let file = file.map(|text| File::parse("wsgate.toml".as_ref(), text));
+    let cores = NonZeroU16::new(4).expect("four is not zero");
+    Config::resolve(&flags, environment, file, cores)
+        .map_err(|errors| errors.iter().map(ToString::to_string).collect())
+}
+
+fn by_flags(flags: &[&str]) -> Result<Config, Vec<String>> {
+    resolve(flags, &[], None)
+}
+
+fn by_file(text: &str) -> Result<Config, Vec<String>> {
+    resolve(&[], &[], Some(text))
+}
+
+#[test]
+fn defaults_are_the_documented_ones() {
+    let config = by_flags(&[]).expect("the defaults are good");
+    let server = &config.settings;
+    let shard = &server.shard;
+    assert_eq!(server.listen, SocketAddr::from(([0, 0, 0, 0], 8080)));
+    assert_eq!(server.admin_listen, SocketAddr::from(([127, 0, 0, 1], 8081)));
+    assert_eq!(server.shards.get(), 4);
+    assert_eq!(server.max_connections, None);
+    assert_eq!(server.api_key, None);
+    assert_eq!(server.drain_grace, Duration::from_secs(5));
+    assert_eq!(server.drain_duration, Duration::from_secs(20));
+    assert_eq!(server.port_file, None);
+    assert_eq!(shard.max_message_bytes, 64 * 1024);
+    assert_eq!(shard.ping_interval, Duration::from_secs(25));
+    assert_eq!(shard.idle_timeout, Duration::from_secs(60));
+    assert_eq!(shard.handshake_timeout, Duration::from_secs(5));
+    assert_eq!(shard.close_timeout, Duration::from_secs(5));
+    assert_eq!(shard.outbound_queue_bytes, 1024 * 1024);
+    assert_eq!(shard.slow_consumer, SlowConsumerPolicy::Close);
+    assert_eq!(shard.mailbox_entries, 4096);
+    assert_eq!(shard.mailbox_bytes, 16 * 1024 * 1024);
+    assert_eq!(shard.allowed_origins, AllowedOrigins::same_host());
+    assert_eq!(config.log_format, LogFormat::Text);
+    assert_eq!(config.log_level.to_string(), "info");
+    assert_eq!(config.warnings(), Vec::<String>::new());
+}
+
+#[test]
+fn flags_win_over_the_environment_and_the_environment_over_the_file() {
+    let file = Some("shards = 1\ndrain_grace = \"1s\"\nslow_consumer = \"drop-oldest\"\n");
+    let variables = [("WSGATE_SHARDS", "2"), ("WSGATE_DRAIN_GRACE", "2s")];
+    let config = resolve(&["--shards", "3"], &variables, file).expect("all are good");
+    assert_eq!(config.settings.shards.get(), 3);
+    assert_eq!(config.settings.drain_grace, Duration::from_secs(2));
+    assert_eq!(config.settings.shard.slow_consumer, SlowConsumerPolicy::DropOldest);
+    assert_eq!(config.settings.drain_duration, Duration::from_secs(20));
+
+    let toml = config.to_toml();
+    for line in [
+        "shards = 3  # from --shards\n",
+        "drain_grace = \"2s\"  # from WSGATE_DRAIN_GRACE\n",
+        "slow_consumer = \"drop-oldest\"  # from wsgate.toml, line 3\n",
+        "drain_duration = \"20s\"  # by default\n",
+        "# max_connections is not set\n",
+    ] {
+        assert!(toml.contains(line), "{line:?} is missing:\n{toml}");
+    }
+}
+
+#[test]
+fn value_that_another_one_overrules_is_not_judged() {
+    let config = resolve(&["--shards", "3"], &[("WSGATE_SHARDS", "many")], None);
+    assert_eq!(config.expect("the flag is good").settings.shards.get(), 3);
+}
+
+#[test]
+fn bad_value_is_told_with_the_place_where_it_was_written() {
+    let problem = "not a size. Write bytes, or a number with a unit: 65536, 64KiB, 1MiB";
+    let expected = |place| vec![format!("max_message_bytes is \"big\" (from {place}): {problem}")];
+    assert_eq!(
+        by_flags(&["--max-message-bytes", "big"]).unwrap_err(),
+        expected("--max-message-bytes")
+    );
+    assert_eq!(
+        resolve(&[], &[("WSGATE_MAX_MESSAGE_BYTES", "big")], None).unwrap_err(),
+        expected("WSGATE_MAX_MESSAGE_BYTES")
+    );
+    assert_eq!(
+        by_file("\nmax_message_bytes = \"big\"\n").unwrap_err(),
+        expected("wsgate.toml, line 2")
+    );
+}
+
+#[test]
+fn file_takes_sizes_as_integers_but_durations_only_with_a_unit() {
+    let config = by_file("max_message_bytes = 1000\nmailbox-bytes = \"1MiB\"").expect("good");
+    assert_eq!(config.settings.shard.max_message_bytes, 1000);
+    assert_eq!(config.settings.shard.mailbox_bytes, 1 << 20);
+    assert_eq!(
+        by_file("ping_interval = 25").unwrap_err(),
+        ["ping_interval is 25 (from wsgate.toml, line 1): a duration needs a unit. Write 25s for \
+          seconds or 25ms for milliseconds"]
+    );
+    assert_eq!(
+        by_file("shards = true").unwrap_err(),
+        ["shards is a boolean (from wsgate.toml, line 1): it is a boolean. Write a whole number"]
+    );
+}
+
+#[test]
+fn every_error_is_told_at_once() {
+    let errors = resolve(
+        &["--shards", "0", "--slow-consumer", "drop"],
+        &[("WSGATE_IDLE_TIMEOUT", "0s"), ("WSGATE_API_KEY", "")],
+        Some("speed = 9\nlisten = \"localhost:8080\"\n"),
+    )
+    .unwrap_err();
+    let begins = [
+        "\"speed\" in wsgate.toml, line 1, is no setting.",
+        "idle_timeout is \"0s\" (from WSGATE_IDLE_TIMEOUT): it must be longer than 0s.",
+        "slow_consumer is \"drop\" (from --slow-consumer): not one of the choices. Write close or \
+         drop-oldest or drop-newest",
+        "listen is \"localhost:8080\" (from wsgate.toml, line 2): not an address.",
+        "shards is \"0\" (from --shards): out of range. Write a value from 1 to 1024",
+        "api_key is *** (from WSGATE_API_KEY): it is empty.",
+    ];
+    assert_eq!(errors.len(), begins.len(), "{errors:#?}");
+    for (error, begin) in errors.iter().zip(begins) {
+        assert!(error.starts_with(begin), "{error}");
+    }
+}
+
+#[test]
+fn queues_make_room_for_the_largest_message_by_themselves() {
+    let config = by_flags(&["--max-message-bytes", "32MiB"]).expect("queues follow");
+    assert_eq!(config.settings.shard.outbound_queue_bytes, (32 << 20) + 10);
+    assert_eq!(config.settings.shard.mailbox_bytes, (32 << 20) + 10);
+}
+
+#[test]
+fn queue_too_small_for_the_largest_message_is_refused_with_both_settings_named() {
+    let exactly = ["--max-message-bytes", "100", "--outbound-queue-bytes", "110"];
+    assert!(by_flags(&exactly).is_ok());
+    let errors = resolve(
+        &["--max-message-bytes", "100", "--outbound-queue-bytes", "109"],
+        &[("WSGATE_MAILBOX_BYTES", "1")],
+        None,
+    )
+    .unwrap_err();
+    assert_eq!(
+        errors,
+        [
+            "outbound_queue_bytes is 109 (from --outbound-queue-bytes) but max_message_bytes is \
+             100 (from --max-message-bytes): with its header a message of the largest size takes \
+             up to 110 bytes and could never be delivered. Raise outbound_queue_bytes to at least \
+             110 or lower max_message_bytes",
+            "mailbox_bytes is 1 (from WSGATE_MAILBOX_BYTES) but max_message_bytes is 100 (from \
+             --max-message-bytes): with its header a message of the largest size takes up to 110 \
+             bytes and could never be delivered. Raise mailbox_bytes to at least 110 or lower \
+             max_message_bytes",
+        ]
+    );
+}
+
+#[test]
+fn queue_is_not_compared_with_a_message_size_that_could_not_be_read() {
+    let errors =
+        by_flags(&["--max-message-bytes", "tiny", "--outbound-queue-bytes", "1000"]).unwrap_err();
+    assert_eq!(errors.len(), 1, "{errors:#?}");
+
+    let errors =
+        resolve(&["--outbound-queue-bytes", "1000"], &[], Some("max_message")).unwrap_err();
+    assert_eq!(errors.len(), 1, "{errors:#?}");
+    assert!(errors[0].starts_with("wsgate.toml, line 1, is not TOML: "), "{errors:#?}");
+}
+
+#[test]
+fn listeners_that_want_the_same_port_are_refused() {
+    let collide = |listen, admin_listen| {
+        by_flags(&["--listen", listen, "--admin-listen", admin_listen]).is_err()
+    };
+    assert!(collide("127.0.0.1:9000", "127.0.0.1:9000"));
+    assert!(collide("0.0.0.0:9000", "127.0.0.1:9000"));
+    assert!(collide("127.0.0.1:9000", "0.0.0.0:9000"));
+    assert!(collide("[::]:9000", "127.0.0.1:9000"));
+    assert!(!collide("0.0.0.0:9000", "[::1]:9000"));
+    assert!(!collide("127.0.0.1:9000", "127.0.0.2:9000"));
+    assert!(!collide("127.0.0.1:0", "127.0.0.1:0"));
+}
+
+#[test]
+fn origins_come_separated_by_commas_in_repeated_flags_or_as_a_list() {
+    let expected = AllowedOrigins::patterns(vec![
+        "https://*.example.com".parse().expect("a pattern"),
+        "same-host".parse().expect("a pattern"),
+    ]);
+    let allowed = |config: Result<Config, _>| config.expect("good").settings.shard.allowed_origins;
+    assert_eq!(
+        allowed(by_flags(&["--allowed-origins", "https://*.example.com,same-host"])),
+        expected
+    );
+    assert_eq!(
+        allowed(by_flags(&[
+            "--allowed-origins",
+            "https://*.example.com",
+            "--allowed-origins",
+            "same-host"
+        ])),
+        expected
+    );
+    assert_eq!(
+        allowed(by_file("allowed_origins = [\"https://*.example.com\", \"same-host\"]")),
+        expected
+    );
+    assert_eq!(
+        by_file("allowed_origins = [\"example.com\"]").unwrap_err(),
+        ["allowed_origins is [\"example.com\"] (from wsgate.toml, line 1): \"example.com\" has \
+          no scheme. Write https://example.com"]
+    );
+}
+
+#[test]
+fn api_key_is_never_shown() {
+    let config = resolve(&[], &[("WSGATE_API_KEY", "sesame")], None).expect("good");
+    assert_eq!(config.settings.api_key.as_ref().map(ApiKey::expose), Some("sesame"));
+    assert!(config.to_toml().contains("api_key = \"***\"  # from WSGATE_API_KEY\n"));
+    assert!(!format!("{config:?}").contains("sesame"));
+
+    let errors = by_flags(&["--api-key", "open sesame"]).unwrap_err();
+    assert!(errors[0].starts_with("api_key is *** (from --api-key): it holds blanks"));
+    assert!(!format!("{errors:?}").contains("sesame"));
+}
+
+#[test]
+fn pings_that_come_too_late_are_warned_of() {
+    let config = by_flags(&["--idle-timeout", "2s"]).expect("allowed");
+    let [warning] = &config.warnings()[..] else { panic!("exactly one warning") };
+    assert!(warning.starts_with(
+        "idle_timeout is 2s but ping_interval is 25s: a silent client is closed before it is ever \
+         pinged."
+    ));
+    let config = by_flags(&["--idle-timeout", "2s", "--ping-interval", "0s"]).expect("allowed");
+    assert_eq!(config.warnings(), Vec::<String>::new());
+}
+
+#[test]
+fn api_key_on_the_command_line_is_warned_of() {
+    let config = by_flags(&["--api-key", "sesame"]).expect("allowed");
+    let [warning] = &config.warnings()[..] else { panic!("exactly one warning") };
+    assert!(warning.starts_with("api_key is given by --api-key:"), "{warning}");
+}
+
+#[test]
+fn misspelt_variable_is_warned_of_and_those_of_kubernetes_are_not() {
+    let variables = [
+        ("WSGATE_SHARD", "2"),
+        ("WSGATE_PORT", "tcp://10.0.0.1:80"),
+        ("WSGATE_PORT_80_TCP", "tcp://10.0.0.1:80"),
+        ("WSGATE_SERVICE_HOST", "10.0.0.1"),
+        ("WSGATE_CONFIG", "elsewhere.toml"),
+        ("SHARDS", "7"),
+    ];
+    let config = resolve(&[], &variables, None).expect("none of them is an error");
+    assert_eq!(config.settings.shards.get(), 4);
+    assert_eq!(
+        config.warnings(),
+        ["the environment variable WSGATE_SHARD is no setting and was not used. Did you mean \
+          WSGATE_SHARDS?"]
+    );
+}
+
+#[test]
+fn what_check_prints_is_a_file_with_the_same_settings() {
+    let flags = [
+        "--shards=7",
+        "--max-message-bytes=1001",
+        "--allowed-origins=null,https://*.example.com:8443",
+        "--port-file=/tmp/with \"quotes\"\\and backslashes",
+        "--ping-interval=1m 500ms",
+        "--max-connections=5",
+        "--log-format=json",
+    ];
+    let config = by_flags(&flags).expect("good");
+    let again = by_file(&config.to_toml()).expect("what was printed is good");
+    assert_eq!(format!("{:?}", again.settings), format!("{:?}", config.settings));
+    assert_eq!(again.log_format, config.log_format);
+}
+
+mod example_file {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../../docs/wsgate.example.toml");
+
+    /// The lines of settings, without the `#` that keeps them from holding.
+    fn settings() -> impl Iterator<Item = &'static str> {
+        EXAMPLE.lines().filter_map(|line| line.strip_prefix('#')).filter(|line| {
+            line.split_once(" = ").is_some_and(|(name, _)| Key::by_name(name).is_some())
+        })
+    }
+
+    /// The value of each key, without where it came from.
+    fn values(config: &Config) -> BTreeMap<Key, Option<String>> {
+        Key::all().iter().map(|key| (*key, config.shown(*key))).collect()
+    }
+
+    #[test]
+    fn changes_nothing_as_it_stands() {
+        let config = by_file(EXAMPLE).expect("the example is good");
+        assert_eq!(values(&config), values(&by_flags(&[]).expect("the defaults are good")));
+    }
+
+    #[test]
+    fn has_every_setting_with_its_default() {
+        let text: String = settings().flat_map(|line| [line, "\n"]).collect();
+        let config = by_file(&text).expect("every line of the example is good");
+        let defaults = values(&by_flags(&[]).expect("the defaults are good"));
+        for (key, value) in values(&config) {
+            assert!(matches!(config.sources[&key], Source::File { .. }), "{key} is missing");
+            // What has no default is there with any good value.
+            if defaults[&key].is_some() {
+                assert_eq!(value, defaults[&key], "{key}");
+            }
+        }
+        assert_eq!(settings().count(), Key::all().len());
+    }
+
+    #[test]
+    fn has_them_in_the_order_of_the_help() {
+        let names: Vec<_> = settings().filter_map(|line| line.split_once(" = ")).collect();
+        let keys: Vec<_> = Key::all().iter().map(ToString::to_string).collect();
+        assert_eq!(names.iter().map(|(name, _)| *name).collect::<Vec<_>>(), keys);
+    }
+}

@@ -1,0 +1,239 @@
+//! Who on this shard gets it? No socket, no task, no lock.
+//!
+//! The hub answers *who*; how a frame reaches a subscriber is the shard's business.
+
+use std::collections::HashMap;
+
+use crate::pubsub::ChannelName;
+
+/// Names one channel while it has a subscriber on this shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ChannelKey(u32);
+
+impl ChannelKey {
+    /// Position in a list of all channels of the shard.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Names one subscription while it lasts. To be given back with [`Hub::unsubscribe`].
+#[derive(Debug, PartialEq, Eq)]
+pub struct SubscriptionKey(u32);
+
+/// One subscriber of a channel.
+#[derive(Clone, Copy, Debug)]
+struct Subscriber {
+    slot: u32,
+    subscription: u32,
+}
+
+#[derive(Debug)]
+struct Channel {
+    name: ChannelName,
+    /// Never empty: the last unsubscribe removes the channel.
+    subscribers: Vec<Subscriber>,
+}
+
+/// Where a subscription stands.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    channel: ChannelKey,
+    /// Index into the channel's list, so that leaving a channel of 100,000 takes no search.
+    position: u32,
+}
+
+/// The subscriptions of one shard.
+#[derive(Debug, Default)]
+pub struct Hub {
+    keys: HashMap<ChannelName, ChannelKey>,
+    channels: Table<Channel>,
+    subscriptions: Table<Place>,
+}
+
+/// What a new subscription is, and whether it changes anything for the other shards.
+#[derive(Debug)]
+pub struct Subscribed {
+    /// To be given back when it ends.
+    pub key: SubscriptionKey,
+    /// The channel, until its last subscription ends.
+    pub channel: ChannelKey,
+    /// It is the channel's first on this shard: the moment to tell the broker.
+    pub is_first: bool,
+}
+
+impl Hub {
+    /// Subscribes the connection in `slot` to `name`.
+    pub fn subscribe(&mut self, slot: u32, name: &ChannelName) -> Subscribed {
+        let known = self.keys.get(name).copied();
+        let channel = known.unwrap_or_else(|| {
+            let channel = Channel { name: name.clone(), subscribers: Vec::new() };
+            let key = ChannelKey(self.channels.insert(channel));
+            self.keys.insert(name.clone(), key);
+            key
+        });
+        let subscribers = &mut self.channels.get_mut(channel.0).subscribers;
+        let position = subscribers.len() as u32;
+        let subscription = self.subscriptions.insert(Place { channel, position });
+        subscribers.push(Subscriber { slot, subscription });
+        let key = SubscriptionKey(subscription);
+        Subscribed { key, channel, is_first: known.is_none() }
+    }
+
+    /// Ends a subscription. Returns the channel if it was the last one here: the moment to tell the
+    /// broker.
+    pub fn unsubscribe(&mut self, key: SubscriptionKey) -> Option<(ChannelKey, ChannelName)> {
+        let Place { channel: key, position } = self.subscriptions.remove(key.0);
+        let channel = self.channels.get_mut(key.0);
+        channel.subscribers.swap_remove(position as usize);
+        if let Some(moved) = channel.subscribers.get(position as usize) {
+            self.subscriptions.get_mut(moved.subscription).position = position;
+        }
+        if !channel.subscribers.is_empty() {
+            // A channel that had a crowd and lost it gives the memory back.
+            if channel.subscribers.capacity() > 64
+                && channel.subscribers.len() * 4 < channel.subscribers.capacity()
+            {
+                channel.subscribers.shrink_to(channel.subscribers.len() * 2);
+            }
+            return None;
+        }
+        let Channel { name, .. } = self.channels.remove(key.0);
+        self.keys.remove(&name);
+        if self.keys.capacity() > 64 && self.keys.len() * 8 < self.keys.capacity() {
+            self.keys.shrink_to(self.keys.len() * 2);
+        }
+        Some((key, name))
+    }
+
+    /// The channel called `name`, if anyone here is subscribed to it.
+    pub fn find(&self, name: &ChannelName) -> Option<ChannelKey> {
+        self.keys.get(name).copied()
+    }
+
+    /// The name of `channel`.
+    pub fn name(&self, channel: ChannelKey) -> &ChannelName {
+        &self.channels.get(channel.0).name
+    }
+
+    /// The slots of everyone on this shard subscribed to `channel`, in no promised order.
+    pub fn subscribers(&self, channel: ChannelKey) -> impl ExactSizeIterator<Item = u32> {
+        self.channels.get(channel.0).subscribers.iter().map(|subscriber| subscriber.slot)
+    }
+
+    /// Every channel with how many subscriptions it has here.
+    pub fn channels(&self) -> impl Iterator<Item = (&ChannelName, usize)> {
+        let channels = self.keys.iter();
+        channels.map(|(name, key)| (name, self.channels.get(key.0).subscribers.len()))
+    }
+}
+
+/// Values under small numbers that are used again.
+#[derive(Debug)]
+struct Table<T> {
+    values: Vec<Option<T>>,
+    free: Vec<u32>,
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Self { values: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl<T> Table<T> {
+    fn insert(&mut self, value: T) -> u32 {
+        if let Some(index) = self.free.pop() {
+            self.values[index as usize] = Some(value);
+            return index;
+        }
+        self.values.push(Some(value));
+        (self.values.len() - 1) as u32
+    }
+
+    fn get(&self, index: u32) -> &T {
+        self.values[index as usize].as_ref().expect("a key is used only while its value lasts")
+    }
+
+    fn get_mut(&mut self, index: u32) -> &mut T {
+        self.values[index as usize].as_mut().expect("a key is used only while its value lasts")
+    }
+
+    fn remove(&mut self, index: u32) -> T {
+        let value = self.values[index as usize].take().expect("a key is given back once");
+        self.free.push(index);
+        value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name(name: &str) -> ChannelName {
+        ChannelName::new(name).unwrap()
+    }
+
+    fn subscribers(hub: &Hub, channel: &str) -> Vec<u32> {
+        let channel = hub.find(&name(channel));
+        let mut slots: Vec<u32> =
+            channel.map(|channel| hub.subscribers(channel).collect()).unwrap_or_default();
+        slots.sort_unstable();
+        slots
+    }
+
+    #[test]
+    fn first_subscriber_and_last_leaver_of_a_channel_are_reported_and_no_other() {
+        let mut hub = Hub::default();
+        let first = hub.subscribe(1, &name("room:1"));
+        let second = hub.subscribe(2, &name("room:1"));
+        assert!(first.is_first && !second.is_first);
+        assert_eq!(subscribers(&hub, "room:1"), [1, 2]);
+        assert_eq!(hub.unsubscribe(first.key), None);
+        assert_eq!(subscribers(&hub, "room:1"), [2]);
+        assert_eq!(hub.unsubscribe(second.key), Some((second.channel, name("room:1"))));
+        assert_eq!(hub.find(&name("room:1")), None);
+        assert!(hub.subscribe(3, &name("room:1")).is_first);
+    }
+
+    proptest! {
+        #[test]
+        fn hub_agrees_with_a_plain_list_of_who_is_where(
+            steps in proptest::collection::vec((0u8..4, any::<prop::sample::Index>(), any::<bool>()), 0..200),
+        ) {
+            let mut hub = Hub::default();
+            let mut held: Vec<(SubscriptionKey, u32, String)> = Vec::new();
+            for (step, (channel, pick, join)) in steps.into_iter().enumerate() {
+                let channel = format!("channel {channel}");
+                let expected = |held: &[(SubscriptionKey, u32, String)], channel: &str| {
+                    let here = held.iter().filter(|(_, _, name)| name == channel);
+                    here.map(|(_, slot, _)| *slot).collect::<Vec<u32>>()
+                };
+                if join || held.is_empty() {
+                    let is_new = expected(&held, &channel).is_empty();
+                    let subscribed = hub.subscribe(step as u32, &name(&channel));
+                    prop_assert_eq!(subscribed.is_first, is_new);
+                    held.push((subscribed.key, step as u32, channel.clone()));
+                } else {
+                    let (key, _, channel) = held.swap_remove(pick.index(held.len()));
+                    let is_last = expected(&held, &channel).is_empty();
+                    prop_assert_eq!(hub.unsubscribe(key).is_some(), is_last);
+                }
+                let mut slots = expected(&held, &channel);
+                slots.sort_unstable();
+                prop_assert_eq!(subscribers(&hub, &channel), slots);
+            }
+            let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+            for (_, _, channel) in &held {
+                *counts.entry(channel).or_default() += 1;
+            }
+            let listed: BTreeMap<&str, usize> =
+                hub.channels().map(|(name, count)| (name.as_str(), count)).collect();
+            prop_assert_eq!(listed, counts);
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! What does a request or a message ask for, and how is an answer said to the client? No socket.
+//!
+//! - [`target`]: the path and query of a WebSocket URL.
+//! - [`raw`]: endpoints without an envelope, for any WebSocket client.
+
+pub mod raw;
+pub mod target;

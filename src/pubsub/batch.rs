@@ -1,0 +1,275 @@
+//! Publications to one channel that travel together.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::pubsub::ConnectionId;
+
+/// From this size on a frame is shared instead of copied beside the small ones. Copying a small
+/// frame costs less than one more entry in a vectored write, and a slow reader that holds it does
+/// not hold the read buffer it came in.
+const SHARED_FRAME_BYTES: usize = 16 * 1024;
+
+/// How many publications of which kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Text messages.
+    pub texts: u32,
+    /// Binary messages.
+    pub binaries: u32,
+}
+
+impl Count {
+    /// Both kinds together.
+    pub fn total(self) -> u32 {
+        self.texts + self.binaries
+    }
+
+    /// The kind of a server frame stands in the last four bits of its first byte.
+    fn of(&mut self, frame: &[u8]) -> &mut u32 {
+        const TEXT: u8 = 0x1;
+        match frame[0] & 0xf {
+            TEXT => &mut self.texts,
+            _ => &mut self.binaries,
+        }
+    }
+}
+
+/// The publications of one turn to one channel, encoded once, for however many subscribers.
+#[derive(Debug)]
+pub struct Batch {
+    /// Whole server frames one after the other, oldest first; no segment is empty and no frame lies
+    /// in two.
+    segments: Vec<Bytes>,
+    bytes: usize,
+    count: Count,
+    received_at: Instant,
+    /// Which bytes (counted over all segments) a publisher does not want back, sorted by publisher.
+    excluded: Vec<(ConnectionId, Range<usize>)>,
+}
+
+impl Batch {
+    /// A batch of one frame, received at `now`.
+    pub fn single(frame: Bytes, now: Instant) -> Self {
+        let mut builder = BatchBuilder::new(now);
+        builder.push(frame, None);
+        builder.finish()
+    }
+
+    /// The frames: whole ones in every segment, oldest first.
+    pub fn segments(&self) -> &[Bytes] {
+        &self.segments
+    }
+
+    /// Length of all frames in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// How many frames there are.
+    pub fn count(&self) -> Count {
+        self.count
+    }
+
+    /// When the oldest publication came in.
+    pub fn received_at(&self) -> Instant {
+        self.received_at
+    }
+
+    /// Whether some publisher left itself out.
+    pub fn has_exclusions(&self) -> bool {
+        !self.excluded.is_empty()
+    }
+
+    /// What `subscriber` gets where [`Batch::has_exclusions`]: the frames less those it published
+    /// itself and did not want back, and how many they are.
+    pub fn segments_for(&self, subscriber: ConnectionId) -> (Vec<Bytes>, Count) {
+        let first = self.excluded.partition_point(|(publisher, _)| *publisher < subscriber);
+        let own =
+            self.excluded[first..].iter().take_while(|(publisher, _)| *publisher == subscriber);
+        let mut own = own.map(|(_, range)| range.clone()).peekable();
+        let mut kept = Vec::with_capacity(self.segments.len());
+        let mut count = self.count;
+        let mut offset = 0;
+        for segment in &self.segments {
+            let end = offset + segment.len();
+            let mut at = offset;
+            while let Some(range) = own.next_if(|range| range.start < end) {
+                if range.start > at {
+                    kept.push(segment.slice(at - offset..range.start - offset));
+                }
+                *count.of(&segment[range.start - offset..]) -= 1;
+                at = range.end;
+            }
+            if at < end {
+                kept.push(segment.slice(at - offset..));
+            }
+            offset = end;
+        }
+        (kept, count)
+    }
+}
+
+/// A batch that is being collected.
+#[derive(Debug)]
+pub struct BatchBuilder {
+    /// Finished segments; the frames in `tail` come after them.
+    segments: Vec<Bytes>,
+    tail: Vec<u8>,
+    bytes: usize,
+    count: Count,
+    received_at: Instant,
+    excluded: Vec<(ConnectionId, Range<usize>)>,
+}
+
+impl BatchBuilder {
+    /// An empty batch whose first publication came in at `now`.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            segments: Vec::new(),
+            tail: Vec::new(),
+            bytes: 0,
+            count: Count::default(),
+            received_at: now,
+            excluded: Vec::new(),
+        }
+    }
+
+    /// Adds one frame that lies in a buffer which will be used again. `excluded` does not get it.
+    pub fn push_borrowed(&mut self, frame: &[u8], excluded: Option<ConnectionId>) {
+        self.note(frame, excluded);
+        if frame.len() < SHARED_FRAME_BYTES {
+            self.tail.extend_from_slice(frame);
+        } else {
+            self.end_tail();
+            self.segments.push(Bytes::copy_from_slice(frame));
+        }
+    }
+
+    /// Adds one frame that has a buffer of its own. `excluded` does not get it.
+    pub fn push(&mut self, frame: Bytes, excluded: Option<ConnectionId>) {
+        if frame.len() < SHARED_FRAME_BYTES {
+            self.push_borrowed(&frame, excluded);
+        } else {
+            self.note(&frame, excluded);
+            self.end_tail();
+            self.segments.push(frame);
+        }
+    }
+
+    /// Adds everything in `batch`, behind what is here already.
+    pub fn push_batch(&mut self, batch: &Batch) {
+        let offset = self.bytes;
+        let moved = |range: &Range<usize>| range.start + offset..range.end + offset;
+        self.excluded.extend(batch.excluded.iter().map(|(id, range)| (*id, moved(range))));
+        self.bytes += batch.bytes;
+        self.count.texts += batch.count.texts;
+        self.count.binaries += batch.count.binaries;
+        self.received_at = self.received_at.min(batch.received_at);
+        for segment in &batch.segments {
+            if segment.len() < SHARED_FRAME_BYTES {
+                self.tail.extend_from_slice(segment);
+            } else {
+                self.end_tail();
+                self.segments.push(segment.clone());
+            }
+        }
+    }
+
+    /// Length of all frames so far in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The batch, ready to be shared.
+    pub fn finish(mut self) -> Batch {
+        self.end_tail();
+        // A stable sort keeps the ranges of one publisher in the order they lie in.
+        self.excluded.sort_by_key(|(publisher, _)| *publisher);
+        Batch {
+            segments: self.segments,
+            bytes: self.bytes,
+            count: self.count,
+            received_at: self.received_at,
+            excluded: self.excluded,
+        }
+    }
+
+    fn note(&mut self, frame: &[u8], excluded: Option<ConnectionId>) {
+        if let Some(publisher) = excluded {
+            self.excluded.push((publisher, self.bytes..self.bytes + frame.len()));
+        }
+        self.bytes += frame.len();
+        *self.count.of(frame) += 1;
+    }
+
+    fn end_tail(&mut self) {
+        if !self.tail.is_empty() {
+            self.segments.push(std::mem::take(&mut self.tail).into());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pubsub::ShardId;
+
+    fn id(slot: u32) -> ConnectionId {
+        ConnectionId { shard: ShardId::new(0), slot, generation: 0 }
+    }
+
+    fn text(segments: &[Bytes]) -> String {
+        String::from_utf8(segments.concat()).unwrap()
+    }
+
+    #[test]
+    fn small_frames_share_one_segment_and_large_ones_keep_their_own() {
+        let mut builder = BatchBuilder::new(Instant::now());
+        let large = Bytes::from(vec![b'L'; SHARED_FRAME_BYTES]);
+        builder.push_borrowed(b"a", None);
+        builder.push_borrowed(b"b", None);
+        builder.push(large.clone(), None);
+        builder.push(Bytes::from_static(b"c"), None);
+        let batch = builder.finish();
+        assert_eq!(batch.segments(), [&b"ab"[..], &large, &b"c"[..]]);
+        assert_eq!(batch.segments()[1].as_ptr(), large.as_ptr(), "a large frame is not copied");
+        assert_eq!((batch.count().total(), batch.bytes()), (4, SHARED_FRAME_BYTES + 3));
+    }
+
+    #[test]
+    fn publisher_that_left_itself_out_gets_the_frames_of_the_others_only() {
+        let mut builder = BatchBuilder::new(Instant::now());
+        for (frame, publisher) in [("a1", 1), ("b1", 2), ("a2", 1), ("a3", 1), ("c1", 3)] {
+            let excluded = (publisher != 3).then(|| id(publisher));
+            builder.push_borrowed(frame.as_bytes(), excluded);
+        }
+        let batch = builder.finish();
+        for (subscriber, expected, publications) in
+            [(1, "b1c1", 2), (2, "a1a2a3c1", 4), (3, "a1b1a2a3c1", 5), (4, "a1b1a2a3c1", 5)]
+        {
+            let (segments, count) = batch.segments_for(id(subscriber));
+            assert_eq!((text(&segments).as_str(), count.total()), (expected, publications));
+        }
+    }
+
+    #[test]
+    fn exclusions_move_with_a_batch_that_joins_another() {
+        let now = Instant::now();
+        let mut remote = BatchBuilder::new(now);
+        remote.push_borrowed(b"r1", Some(id(1)));
+        remote.push(Bytes::from(vec![b'R'; SHARED_FRAME_BYTES]), Some(id(1)));
+        remote.push_borrowed(b"r2", None);
+        let mut home = BatchBuilder::new(now);
+        home.push_borrowed(b"h1", Some(id(2)));
+        home.push_batch(&remote.finish());
+        home.push_borrowed(b"h2", Some(id(1)));
+        let batch = home.finish();
+        assert_eq!(batch.count().total(), 5);
+        assert_eq!(text(&batch.segments_for(id(1)).0), "h1r2");
+        assert!(text(&batch.segments_for(id(2)).0).starts_with("r1RRR"));
+        assert!(text(&batch.segments_for(id(2)).0).ends_with("RRRr2h2"));
+    }
+}

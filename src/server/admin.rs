@@ -1,0 +1,62 @@
+//! The admin listener: its own port on the control thread.
+
+use std::convert::Infallible;
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::Semaphore;
+use tracing::{debug, warn};
+
+use crate::api::gateway::Gateway;
+use crate::api::http;
+
+/// Admin connections at a time. More wait in the listening socket's backlog.
+pub(super) const MAX_CONNECTIONS: usize = 128;
+
+/// Time for a request's head, and between requests.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long to leave the backlog alone when accepting fails.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until the process ends.
+pub(super) async fn serve(gateway: Rc<Gateway>, listener: TcpListener) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            warn!(%error, "the admin listener cannot be watched; the admin port is dead");
+            return;
+        }
+    };
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let place = Arc::clone(&room).acquire_owned().await.expect("the semaphore is never closed");
+        let socket = match listener.accept().await {
+            Ok((socket, _)) => socket,
+            Err(error) => {
+                debug!(%error, "cannot accept an admin connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let gateway = Rc::clone(&gateway);
+        tokio::task::spawn_local(async move {
+            let service = service_fn(|request| {
+                let gateway = Rc::clone(&gateway);
+                async move { Ok::<_, Infallible>(http::answer(&gateway, request).await) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .serve_connection(TokioIo::new(socket), service);
+            if let Err(error) = connection.await {
+                debug!(%error, "an admin connection ended");
+            }
+            drop(place);
+        });
+    }
+}

@@ -1,0 +1,105 @@
+//! A shard's listening socket, and which shard serves what it accepts.
+
+use std::io;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use tokio::net::{TcpListener, TcpStream};
+use tracing::{debug, info, warn};
+
+use crate::shard::orders::Order;
+use crate::shard::{Shard, handshake};
+use crate::telemetry::counters::Rejection;
+
+/// Sockets accepted before the connections that are there get their turn.
+const MAX_ACCEPTS_PER_TURN: usize = 64;
+
+/// Sockets that may wait to be told that there is no room. More are closed unanswered: the
+/// descriptors kept back for telling are a bound too.
+pub const MAX_REFUSED: usize = 32;
+
+/// How long to leave the backlog alone when the process or the machine has no descriptor left.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+/// Accepts until a drain says to stop.
+pub(crate) async fn accept(shard: Rc<Shard>, listener: TcpListener) {
+    let mut is_exhausted = false;
+    loop {
+        for _ in 0..MAX_ACCEPTS_PER_TURN {
+            // The socket comes non-blocking and with the TCP_NODELAY of the listening one.
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = shard.stop_accepting.notified() => return,
+            };
+            match accepted {
+                Ok((socket, _)) => {
+                    if std::mem::take(&mut is_exhausted) {
+                        info!("accepting again");
+                    }
+                    admit(&shard, socket);
+                }
+                Err(error) if is_exhaustion(&error) => {
+                    if !std::mem::replace(&mut is_exhausted, true) {
+                        warn!(
+                            %error,
+                            "cannot accept connections for now; if descriptors have run out, raise \
+                             the limit of open files or lower max_connections"
+                        );
+                    }
+                    tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                }
+                // The client gave up while it waited, or its network did (accept(2), "Error
+                // handling"): nothing to do with the next one.
+                Err(error) => debug!(%error, "a client was gone before it was accepted"),
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Whether the process or the machine has too little of something to take a connection.
+fn is_exhaustion(error: &io::Error) -> bool {
+    let exhaustion = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|errno| exhaustion.contains(&errno))
+}
+
+/// Serves a new socket here, or hands it to the shard that has least to do.
+fn admit(shard: &Rc<Shard>, socket: TcpStream) {
+    shard.counters.connections_accepted.increment();
+    let now = Instant::now();
+    if shard.loads.is_full() {
+        refuse(shard, socket, now);
+        return;
+    }
+    let target = shard.loads.place(shard.id);
+    shard.loads.add(target);
+    if target == shard.id {
+        handshake::begin(shard, socket, now, None);
+        return;
+    }
+    let Ok(socket) = socket.into_std() else {
+        // It cannot be taken from this thread's epoll instance, so it cannot be used at all.
+        shard.loads.remove(target);
+        return;
+    };
+    let order = Order::Serve { socket, accepted_at: now };
+    if let Err(Order::Serve { socket, accepted_at }) = shard.shards[target.index()].try_order(order)
+    {
+        // That shard is busy with other things; so serve it here after all.
+        shard.loads.remove(target);
+        shard.loads.add(shard.id);
+        handshake::begin_handed_over(shard, socket, accepted_at);
+    }
+}
+
+/// Answers with 503, as far as there are descriptors for that.
+fn refuse(shard: &Rc<Shard>, socket: TcpStream, now: Instant) {
+    if shard.refused.get() >= MAX_REFUSED {
+        shard.counters.connections_rejected[Rejection::Overload as usize].increment();
+        return;
+    }
+    shard.refused.set(shard.refused.get() + 1);
+    shard.loads.add(shard.id);
+    handshake::begin(shard, socket, now, Some(Rejection::Full));
+}

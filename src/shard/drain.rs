@@ -1,0 +1,59 @@
+//! The end of a shard: every connection closed with 1001, evenly over a time, and then no more.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::shard::Shard;
+use crate::shard::client::Client;
+use crate::wire::close::CloseCode;
+
+/// How often connections are closed meanwhile.
+const STEP: Duration = Duration::from_millis(10);
+
+const REASON: &str = "the gateway is draining";
+
+/// Stops accepting, closes the connections evenly over `duration`, waits for their closing
+/// handshakes, and ends the shard. What waits in a connection's queue is sent before its Close.
+pub(crate) async fn drain(shard: Rc<Shard>, duration: Duration) {
+    shard.is_closing.set(true);
+    shard.stop_accepting.notify_one();
+    let clients: Vec<Rc<Client>> = shard.table.borrow().clients().cloned().collect();
+    let start = tokio::time::Instant::now();
+    let mut closed = 0;
+    while closed < clients.len() {
+        let elapsed = start.elapsed();
+        let due = if elapsed >= duration {
+            clients.len()
+        } else {
+            // The first at the start, the others each one even step later.
+            let share = elapsed.as_secs_f64() / duration.as_secs_f64();
+            ((clients.len() as f64 * share) as usize + 1).min(clients.len())
+        };
+        for client in &clients[closed..due] {
+            shard.guard(client, || client.close(CloseCode::GOING_AWAY, REASON, &shard));
+        }
+        closed = closed.max(due);
+        if closed < clients.len() {
+            tokio::time::sleep(STEP).await;
+        }
+    }
+    drop(clients);
+    close_rest(&shard);
+    // Whoever does not answer is let go by the close timeout; the handshake timeout ends the others.
+    let limit = shard.timing.close_timeout + shard.settings.handshake_timeout;
+    let all_gone = async {
+        while shard.table.borrow().len() > 0 {
+            shard.emptied.notified().await;
+        }
+    };
+    _ = tokio::time::timeout(limit, all_gone).await;
+    shard.ended.notify_one();
+}
+
+/// Closes what came while the others were being closed.
+fn close_rest(shard: &Rc<Shard>) {
+    let clients: Vec<Rc<Client>> = shard.table.borrow().clients().cloned().collect();
+    for client in clients {
+        shard.guard(&client, || client.close(CloseCode::GOING_AWAY, REASON, shard));
+    }
+}

@@ -1,0 +1,330 @@
+//! The one task of a connection: reads, decodes, answers, and ends it.
+//!
+//! It is woken by its socket and, rarely, by others: when a fan-out left something in the outbound
+//! queue, when a deadline or an order closed the connection, when a congested channel has room again.
+
+use std::any::Any;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use tokio::io::{AsyncRead, ReadBuf};
+use tracing::{debug, error};
+
+use crate::broker::Broker;
+use crate::connection::{Connection, Input};
+use crate::protocol::raw::Ask;
+use crate::shard::Shard;
+use crate::shard::client::Client;
+use crate::shard::turn::Frame;
+use crate::telemetry::counters::{BINARY, TEXT};
+use crate::wire::close::CloseCode;
+use crate::wire::decoder::{Event, MAX_KEPT_BYTES, ServerFrame};
+use crate::wire::frame::MessageKind;
+
+/// Drives one connection to its end.
+pub(crate) struct Driver {
+    client: Rc<Client>,
+    shard: Rc<Shard>,
+}
+
+/// What came of trying to read.
+enum Read {
+    /// Something was read: look at the connection again.
+    Some,
+    /// As much was read as there was room for, so there is likely more: after the others' turn.
+    Filled,
+    /// Nothing is there, or nothing may be read now. Somebody will wake us.
+    Pending,
+}
+
+impl Driver {
+    pub(crate) fn new(client: Rc<Client>, shard: Rc<Shard>) -> Self {
+        Self { client, shard }
+    }
+
+    fn drive(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let (client, shard) = (&*self.client, &*self.shard);
+        if client.waker.borrow().is_none() {
+            client.waker.replace(Some(cx.waker().clone()));
+        }
+        loop {
+            let mut connection = client.connection.borrow_mut();
+            poll_write(client, &mut connection, shard, cx);
+            if connection.ended().is_some() {
+                return Poll::Ready(());
+            }
+            if connection.is_failed_and_flushed() && !client.is_shut.replace(true) {
+                // A peer that is gone already has no use for the end of the stream.
+                _ = socket2::SockRef::from(&*client.socket.borrow())
+                    .shutdown(std::net::Shutdown::Write);
+            }
+            match poll_read(client, &mut connection, shard, cx) {
+                Read::Some => {}
+                Read::Filled => {
+                    // The shard's other connections come first.
+                    cx.waker().wake_by_ref();
+                    drop(connection);
+                    return self.write_before_waiting(cx);
+                }
+                Read::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    /// What the last read led to is written before the others' turn.
+    fn write_before_waiting(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut connection = self.client.connection.borrow_mut();
+        poll_write(&self.client, &mut connection, &self.shard, cx);
+        if connection.ended().is_some() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// A bug ends the connection in which it showed, and no other.
+    fn handle_panic(&self, panic: &(dyn Any + Send)) -> Poll<()> {
+        let id = self.client.id.to_uuid(self.shard.gateway);
+        report_panic(&id, panic, &self.shard);
+        let Ok(mut connection) = self.client.connection.try_borrow_mut() else {
+            return Poll::Ready(());
+        };
+        if !connection.is_open() {
+            return Poll::Ready(());
+        }
+        let (now, timing) = (self.shard.now(), &self.shard.timing);
+        connection.fail(now, CloseCode::INTERNAL_ERROR, "internal error", timing);
+        self.shard.arm(&self.client, &connection);
+        self.client.wake_driver();
+        Poll::Pending
+    }
+}
+
+/// Logs and counts a panic that was caught while serving the connection called `id`.
+pub(crate) fn report_panic(id: &str, panic: &(dyn Any + Send), shard: &Shard) {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    error!(connection = id, panic = text.unwrap_or("no text"), "bug: closing one connection");
+    shard.counters.panics.increment();
+}
+
+impl Future for Driver {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        // The state that a panic could leave half changed is this connection's, which is then failed.
+        match catch_unwind(AssertUnwindSafe(|| self.drive(cx))) {
+            Ok(poll) => poll,
+            Err(panic) => self.handle_panic(&*panic),
+        }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.shard.handle_end(&self.client);
+    }
+}
+
+/// Writes what waits, and has the driver woken when the socket takes more.
+fn poll_write(client: &Client, connection: &mut Connection, shard: &Shard, cx: &mut Context<'_>) {
+    while !connection.outbound.is_empty() {
+        client.write_waiting(connection, shard);
+        if connection.outbound.is_empty() || connection.ended().is_some() {
+            return;
+        }
+        match client.socket.borrow().poll_write_ready(cx) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(_)) => connection.handle_disconnect(),
+            Poll::Pending => return,
+        }
+    }
+}
+
+fn poll_read(
+    client: &Client,
+    connection: &mut Connection,
+    shard: &Shard,
+    cx: &mut Context<'_>,
+) -> Read {
+    let input = connection.input();
+    let max_bytes = match input {
+        Input::None => return Read::Pending,
+        Input::Discard | Input::DecodeForClose => shard.max_read_bytes,
+        Input::Decode => match client.channel {
+            // What comes back waits in the outbound queue, so its bound is kept by not reading.
+            None if connection.outbound.bytes() >= shard.max_echo_backlog_bytes => {
+                return Read::Pending;
+            }
+            None => shard.max_echo_read_bytes,
+            Some(channel) => {
+                if shard.turn.borrow().is_full() {
+                    cx.waker().wake_by_ref();
+                    return Read::Pending;
+                }
+                if shard.broker.is_congested(shard.hub.borrow().name(channel)) {
+                    shard.pause(client);
+                    return Read::Pending;
+                }
+                shard.max_read_bytes
+            }
+        },
+    };
+    let buffer = &mut *shard.read_buffer.borrow_mut();
+    let mut read_buf = ReadBuf::new(&mut buffer[MAX_KEPT_BYTES..MAX_KEPT_BYTES + max_bytes]);
+    match Pin::new(&mut *client.socket.borrow_mut()).poll_read(cx, &mut read_buf) {
+        Poll::Pending => return Read::Pending,
+        Poll::Ready(Ok(())) if !read_buf.filled().is_empty() => {}
+        Poll::Ready(Ok(()) | Err(_)) => {
+            connection.handle_disconnect();
+            return Read::Some;
+        }
+    }
+    let read_bytes = read_buf.filled().len();
+    shard.counters.received_bytes.add(read_bytes as u64);
+    let now = Instant::now();
+    connection.handle_received(now);
+    if input != Input::Discard {
+        process(client, connection, shard, buffer, read_bytes, now);
+        if !connection.is_open() {
+            shard.arm(client, connection);
+        }
+    }
+    if read_bytes == max_bytes { Read::Filled } else { Read::Some }
+}
+
+/// Acts on `read_bytes` bytes in `buffer`, which start behind the room for the bytes that the decoder
+/// kept.
+pub(crate) fn process(
+    client: &Client,
+    connection: &mut Connection,
+    shard: &Shard,
+    buffer: &mut [u8],
+    read_bytes: usize,
+    now: Instant,
+) {
+    let end = MAX_KEPT_BYTES + read_bytes;
+    let mut at = MAX_KEPT_BYTES - connection.decoder.kept_bytes();
+    connection.decoder.restore(&mut buffer[at..MAX_KEPT_BYTES]);
+    // Frames to be sent back that lie one behind the other in the part of the buffer that is done
+    // with, so that those of one read leave in one write.
+    let mut answer = 0..0;
+    loop {
+        let decoded = match connection.decoder.decode(&mut buffer[at..end], shard.max_message_bytes)
+        {
+            Ok(decoded) => decoded,
+            Err(violation) => {
+                send_answer(client, connection, shard, buffer, answer);
+                if connection.is_open() {
+                    shard.counters.protocol_errors[violation.kind()].increment();
+                    debug!(connection = %client.id.to_uuid(shard.gateway), %violation, "protocol error");
+                }
+                connection.handle_violation(now, violation, &shard.timing);
+                return;
+            }
+        };
+        let start = at;
+        at += decoded.consumed;
+        match decoded.event {
+            None => break,
+            Some(Event::Pong) => {}
+            // After our Close the peer's Close is all that counts.
+            Some(Event::Message { .. } | Event::Ping { .. }) if !connection.is_open() => {}
+            Some(Event::Message { kind, frame, payload_bytes }) => {
+                #[cfg(test)]
+                tests::panic_if_asked(&buffer[start..at], payload_bytes);
+                _ = payload_bytes;
+                count_received(shard, kind);
+                match (client.ask, frame) {
+                    (Ask::Echo, ServerFrame::InPlace(range)) => {
+                        count_echoed(shard, kind);
+                        append(&mut answer, buffer, start + range.start..start + range.end);
+                    }
+                    (Ask::Echo, ServerFrame::Gathered(frame)) => {
+                        count_echoed(shard, kind);
+                        send_answer(client, connection, shard, buffer, std::mem::take(&mut answer));
+                        client.send(connection, &frame, shard);
+                    }
+                    (Ask::Publish { own }, ServerFrame::InPlace(range)) => {
+                        let frame = &buffer[start + range.start..start + range.end];
+                        shard.publish(client, own, Frame::Borrowed(frame), now);
+                    }
+                    (Ask::Publish { own }, ServerFrame::Gathered(frame)) => {
+                        shard.publish(client, own, Frame::Owned(frame), now);
+                    }
+                }
+            }
+            Some(Event::Ping { pong }) => {
+                let pong = start + pong.start..start + pong.end;
+                if connection.outbound.is_empty() {
+                    append(&mut answer, buffer, pong);
+                } else {
+                    // It goes before the data that waits, and must not wait for it.
+                    let pong = bytes::Bytes::copy_from_slice(&buffer[pong]);
+                    connection.outbound.push_control(pong);
+                }
+            }
+            Some(Event::Close(code)) => {
+                send_answer(client, connection, shard, buffer, answer);
+                connection.handle_close(now, code, &shard.timing);
+                return;
+            }
+        }
+    }
+    send_answer(client, connection, shard, buffer, answer);
+    connection.decoder.keep(&buffer[at..end]);
+}
+
+/// Moves the frame in `range` right behind those in `answer`.
+#[inline]
+fn append(answer: &mut Range<usize>, buffer: &mut [u8], range: Range<usize>) {
+    if answer.start == answer.end {
+        *answer = range;
+    } else {
+        let moved = answer.end..answer.end + range.len();
+        buffer.copy_within(range, moved.start);
+        answer.end = moved.end;
+    }
+}
+
+#[inline]
+fn send_answer(
+    client: &Client,
+    connection: &mut Connection,
+    shard: &Shard,
+    buffer: &[u8],
+    answer: Range<usize>,
+) {
+    if answer.start < answer.end {
+        client.send_borrowed(connection, &buffer[answer], shard);
+    }
+}
+
+#[inline]
+fn count_received(shard: &Shard, kind: MessageKind) {
+    match kind {
+        MessageKind::Text => shard.counters.messages_received[TEXT].increment(),
+        MessageKind::Binary => shard.counters.messages_received[BINARY].increment(),
+    }
+}
+
+#[inline]
+fn count_echoed(shard: &Shard, kind: MessageKind) {
+    match kind {
+        MessageKind::Text => shard.counters.messages_sent[TEXT].increment(),
+        MessageKind::Binary => shard.counters.messages_sent[BINARY].increment(),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    /// A message of exactly this text, unmasked, makes its driver panic: the one way to see what a
+    /// bug in serving a connection does to the others.
+    pub(crate) const PANIC: &[u8] = b"panic, please: this is a test";
+
+    pub(crate) fn panic_if_asked(frame: &[u8], payload_bytes: usize) {
+        if payload_bytes == PANIC.len() && frame.ends_with(PANIC) {
+            panic!("a test asked for it");
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! How do bytes and messages get there, on one core? The one place that knows all rooms below.
+//!
+//! A shard is a thread with a current-thread runtime. It owns its connections, its part of every
+//! channel's subscribers, its counters and one read buffer, so nothing on the path of a message is
+//! locked. Other threads reach it through [`Handle`] and the broker's lanes only.
+//!
+//! - [`settings`]: what the operator may decide.
+//! - [`orders`]: what other threads ask of a shard, and its answers.
+//! - `accept`: its listening socket; which shard serves a new one.
+//! - `handshake`: HTTP until the upgrade.
+//! - `client`: an open connection's socket and state; `driver`: the task of it.
+//! - `turn`: what was published in this turn; `fan_out`: writing it to the subscribers.
+//! - `table`, `wheel`: connections by slot, deadlines by tick.
+//! - `drain`: the end.
+
+mod accept;
+mod client;
+mod drain;
+mod driver;
+mod fan_out;
+mod handshake;
+pub mod orders;
+pub mod settings;
+mod table;
+mod turn;
+mod wheel;
+
+use std::cell::{Cell, RefCell};
+use std::net::TcpListener;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::runtime::{Builder, LocalOptions, RuntimeMetrics};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tracing::error;
+
+use crate::broker::Broker;
+use crate::broker::memory::{MemoryBroker, Seat};
+use crate::connection::outbound::Limit;
+use crate::connection::{Connection, Initiator, Timing};
+use crate::hub::Hub;
+use crate::pubsub::{ConnectionId, GatewayId, ShardId};
+pub use crate::shard::accept::MAX_REFUSED;
+use crate::shard::client::Client;
+use crate::shard::driver::report_panic;
+use crate::shard::orders::{Handle, Order};
+use crate::shard::settings::Settings;
+use crate::shard::table::{Occupant, Table};
+use crate::shard::turn::{Frame, Turn};
+use crate::shard::wheel::{Entry, Wheel};
+use crate::telemetry::counters::{Counters, close_code_index};
+use crate::wire::decoder::MAX_KEPT_BYTES;
+use crate::wire::frame;
+use crate::wire::header::Opcode;
+
+/// The one read buffer of a shard in bytes. Large enough that what a burst leaves in a socket is
+/// mostly read in one call, small enough to stay in the second-level cache.
+const READ_BUFFER_BYTES: usize = 256 * 1024;
+
+/// Tasks that run before the socket events are looked at again. tokio's own 61 costs a busy shard one
+/// more `epoll_wait` for every 61 connections that have something to read.
+const TASKS_PER_EVENT_POLL: u32 = 256;
+
+/// How many connections each shard has, sockets in their handshake included. Written when a socket
+/// comes and goes, never for a message.
+#[derive(Debug)]
+pub struct Loads {
+    shards: Vec<AtomicUsize>,
+    max_connections: usize,
+}
+
+impl Loads {
+    /// Loads of `shards` empty shards that may have `max_connections` together.
+    pub fn new(shards: u16, max_connections: usize) -> Self {
+        let shards = (0..shards).map(|_| AtomicUsize::new(0)).collect();
+        Self { shards, max_connections }
+    }
+
+    /// Connections of all shards together.
+    pub fn total(&self) -> usize {
+        self.shards.iter().map(|load| load.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Most connections that are served at a time.
+    pub fn max_connections(&self) -> usize {
+        self.max_connections
+    }
+
+    /// No further connection would be served.
+    pub fn is_full(&self) -> bool {
+        self.total() >= self.max_connections
+    }
+
+    fn add(&self, shard: ShardId) {
+        self.shards[shard.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn remove(&self, shard: ShardId) {
+        self.shards[shard.index()].fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// The shard to serve a socket that `here` has accepted: another one only where that makes a
+    /// difference, since a hand-over costs a wake-up of its thread.
+    fn place(&self, here: ShardId) -> ShardId {
+        let load = |index: usize| self.shards[index].load(Ordering::Relaxed);
+        let least = (0..self.shards.len()).min_by_key(|index| load(*index)).unwrap_or_default();
+        let (mine, lowest) = (load(here.index()), load(least));
+        if mine > lowest + 1 + lowest / 16 { ShardId::new(least as u16) } else { here }
+    }
+}
+
+/// What a shard is made of. It can be sent to the shard's thread.
+pub struct Seed {
+    /// Which one.
+    pub id: ShardId,
+    /// Whose.
+    pub gateway: GatewayId,
+    /// The same for all shards.
+    pub settings: Arc<Settings>,
+    /// Its listening socket, non-blocking.
+    pub listener: TcpListener,
+    /// Its end of the broker.
+    pub seat: Seat,
+    /// Its end of its [`Handle`].
+    pub orders: mpsc::Receiver<Order>,
+    /// All shards, in their order.
+    pub shards: Arc<[Handle]>,
+    /// Shared with all shards.
+    pub loads: Arc<Loads>,
+    /// Its own.
+    pub counters: Arc<Counters>,
+}
+
+/// One shard, on its thread.
+struct Shard {
+    id: ShardId,
+    gateway: GatewayId,
+    settings: Arc<Settings>,
+    timing: Timing,
+    limit: Limit,
+    max_message_bytes: usize,
+    max_read_bytes: usize,
+    max_echo_read_bytes: usize,
+    max_echo_backlog_bytes: usize,
+    counters: Arc<Counters>,
+    shards: Arc<[Handle]>,
+    loads: Arc<Loads>,
+    table: RefCell<Table>,
+    hub: RefCell<Hub>,
+    turn: RefCell<Turn>,
+    broker: MemoryBroker,
+    /// Room for what a decoder kept, then for one read. Its content means nothing between two calls
+    /// of `driver::process`.
+    read_buffer: RefCell<Box<[u8]>>,
+    /// Publishers to congested channels that wait for room.
+    paused: RefCell<Vec<Rc<Client>>>,
+    wheel: RefCell<Wheel>,
+    /// Until when the timers' task sleeps.
+    timers_sleep_until: Cell<Option<Instant>>,
+    /// A deadline earlier than that was entered.
+    timers_changed: Notify,
+    /// Something was published in this turn.
+    turn_started: Notify,
+    /// Sockets in their handshake that will only be told that there is no room.
+    refused: Cell<usize>,
+    /// Set for good once a drain has ended its grace.
+    is_closing: Cell<bool>,
+    stop_accepting: Notify,
+    /// The table has become empty.
+    emptied: Notify,
+    /// The drain is over.
+    ended: Notify,
+    /// One Ping frame for all.
+    ping: Bytes,
+}
+
+/// Runs a shard on this thread until it has drained. `started` gets the runtime's metrics once the
+/// shard accepts connections.
+///
+/// # Errors
+///
+/// The kernel refuses what a runtime needs (an epoll instance, an event descriptor).
+pub fn run(seed: Seed, started: oneshot::Sender<RuntimeMetrics>) -> std::io::Result<()> {
+    let runtime = Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .event_interval(TASKS_PER_EVENT_POLL)
+        .build_local(LocalOptions::default())?;
+    let metrics = runtime.metrics();
+    runtime.block_on(async move {
+        let Seed { id, gateway, settings, listener, seat, orders, shards, loads, counters } = seed;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let broker = MemoryBroker::new(seat, Arc::clone(&counters));
+        let shard = Rc::new(Shard::new(id, gateway, settings, broker, shards, loads, counters));
+        essential("accept", accept::accept(Rc::clone(&shard), listener));
+        essential("orders", orders::take(Rc::clone(&shard), orders));
+        essential("fan-out", fan_out::flush(Rc::clone(&shard)));
+        essential("timers", timers(Rc::clone(&shard)));
+        // Whoever started us may be gone already; then there is nobody to tell.
+        _ = started.send(metrics);
+        shard.ended.notified().await;
+        Ok(())
+    })
+}
+
+/// Spawns a task without which the shard is of no use. What can go wrong for one connection is caught
+/// closer to it; a panic that comes here would leave a shard that looks alive and is not.
+fn essential(name: &'static str, task: impl Future<Output = ()> + 'static) {
+    let task = tokio::task::spawn_local(task);
+    tokio::task::spawn_local(async move {
+        if let Err(error) = task.await
+            && error.is_panic()
+        {
+            error!(task = name, "bug: a shard cannot go on; ending the process");
+            std::process::exit(1);
+        }
+    });
+}
+
+impl Shard {
+    fn new(
+        id: ShardId,
+        gateway: GatewayId,
+        settings: Arc<Settings>,
+        broker: MemoryBroker,
+        shards: Arc<[Handle]>,
+        loads: Arc<Loads>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let queue_bytes = settings.outbound_queue_bytes;
+        Self {
+            id,
+            gateway,
+            timing: Timing {
+                ping_interval: settings.ping_interval,
+                idle_timeout: settings.idle_timeout,
+                close_timeout: settings.close_timeout,
+            },
+            limit: Limit { max_bytes: queue_bytes, policy: settings.slow_consumer },
+            max_message_bytes: settings.max_message_bytes,
+            max_read_bytes: READ_BUFFER_BYTES,
+            // Half of the queue may wait when a read adds as much as the other half.
+            max_echo_read_bytes: (queue_bytes / 2).clamp(1, READ_BUFFER_BYTES),
+            max_echo_backlog_bytes: (queue_bytes / 2).max(1),
+            table: RefCell::new(Table::new(id)),
+            hub: RefCell::default(),
+            turn: RefCell::default(),
+            broker,
+            read_buffer: RefCell::new(vec![0; MAX_KEPT_BYTES + READ_BUFFER_BYTES].into()),
+            paused: RefCell::default(),
+            wheel: RefCell::new(Wheel::new(Instant::now())),
+            timers_sleep_until: Cell::new(None),
+            timers_changed: Notify::new(),
+            turn_started: Notify::new(),
+            refused: Cell::new(0),
+            is_closing: Cell::new(false),
+            stop_accepting: Notify::new(),
+            emptied: Notify::new(),
+            ended: Notify::new(),
+            ping: frame::encode(Opcode::Ping, b""),
+            settings,
+            counters,
+            shards,
+            loads,
+        }
+    }
+
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    /// Collects a message of `client` for its channel.
+    #[inline]
+    fn publish(&self, client: &Client, own: bool, frame: Frame<'_>, now: Instant) {
+        let Some(channel) = client.channel else {
+            return;
+        };
+        let mut turn = self.turn.borrow_mut();
+        if turn.is_empty() {
+            self.turn_started.notify_one();
+        }
+        let excluded = (!own).then_some(client.id);
+        turn.publish(channel, &self.hub.borrow(), frame, excluded, now);
+        self.counters.publications_from_connections.increment();
+    }
+
+    /// Has `client` woken when its channel is no longer congested.
+    fn pause(&self, client: &Client) {
+        if !client.is_paused.replace(true)
+            && let Some(client) = self.table.borrow().client_in(client.id.slot)
+        {
+            self.paused.borrow_mut().push(Rc::clone(client));
+        }
+    }
+
+    /// Wakes the publishers that waited for room.
+    fn resume(&self) {
+        for client in self.paused.take() {
+            client.is_paused.set(false);
+            client.wake_driver();
+        }
+    }
+
+    /// Makes sure that the wheel looks at `client` when its next deadline is due.
+    fn arm(&self, client: &Client, connection: &Connection) {
+        let Some(deadline) = connection.poll_timeout(&self.timing) else {
+            return;
+        };
+        let mut wheel = self.wheel.borrow_mut();
+        let tick = wheel.tick(deadline);
+        let armed = client.timer_tick.get();
+        if armed == 0 || tick < armed {
+            client.timer_tick.set(tick);
+            let ConnectionId { slot, generation, .. } = client.id;
+            wheel.enter(tick, Entry { slot, generation });
+            drop(wheel);
+            self.deadline_entered(deadline);
+        }
+    }
+
+    fn deadline_entered(&self, deadline: Instant) {
+        if self.timers_sleep_until.get().is_none_or(|until| deadline < until) {
+            self.timers_changed.notify_one();
+        }
+    }
+
+    /// Acts on the deadlines that are due.
+    fn handle_timeouts(&self, now: Instant) {
+        while let Some((tick, due)) = { self.wheel.borrow_mut().take_due(now) } {
+            for Entry { slot, generation } in due {
+                let occupant = self.table.borrow().occupant(slot, generation).cloned();
+                match occupant {
+                    Some(Occupant::Client(client)) if client.timer_tick.get() == tick => {
+                        self.guard(&client, || self.handle_timeout(&client, now));
+                    }
+                    Some(Occupant::Handshake(handshake)) => handshake.expire(),
+                    // It was entered again for an earlier tick, or has ended.
+                    Some(Occupant::Client(_)) | None => {}
+                }
+            }
+        }
+    }
+
+    fn handle_timeout(&self, client: &Client, now: Instant) {
+        client.timer_tick.set(0);
+        let mut connection = client.connection.borrow_mut();
+        let was_waiting = !connection.outbound.is_empty();
+        connection.handle_timeout(now, &self.ping, &self.timing);
+        if !was_waiting {
+            client.write_waiting(&mut connection, self);
+        }
+        self.arm(client, &connection);
+        if !connection.is_open() || !connection.outbound.is_empty() {
+            client.wake_driver();
+        }
+    }
+
+    /// Does `work` for `client`. A panic ends that connection; its driver says so to the peer.
+    fn guard(&self, client: &Rc<Client>, work: impl FnOnce()) {
+        let Err(panic) = catch_unwind(AssertUnwindSafe(work)) else {
+            return;
+        };
+        report_panic(&client.id.to_uuid(self.gateway), &*panic, self);
+        if let Ok(mut connection) = client.connection.try_borrow_mut() {
+            let code = crate::wire::close::CloseCode::INTERNAL_ERROR;
+            connection.fail(self.now(), code, "internal error", &self.timing);
+            self.arm(client, &connection);
+        }
+        client.wake_driver();
+    }
+
+    /// Takes note that the connection of `client` is over.
+    fn handle_end(&self, client: &Client) {
+        let ending = client.ending();
+        if let Ok(mut connection) = client.connection.try_borrow_mut() {
+            let waiting = connection.outbound.bytes();
+            self.counters.outbound_queue_bytes.moved(waiting, 0);
+            *connection = Connection::new(self.now());
+            connection.handle_disconnect();
+        }
+        let initiator = match ending.initiator {
+            Initiator::Local => 0,
+            Initiator::Remote => 1,
+        };
+        self.counters.connections_closed[close_code_index(ending.code) * 2 + initiator].increment();
+        self.counters.connections.moved(1, 0);
+        if let Some(subscription) = client.subscription.take() {
+            self.unsubscribe(subscription);
+        }
+        tracing::debug!(
+            connection = %client.id.to_uuid(self.gateway),
+            code = ending.code,
+            initiator = ?ending.initiator,
+            "connection closed"
+        );
+        self.leave(client.id);
+    }
+
+    fn unsubscribe(&self, subscription: crate::hub::SubscriptionKey) {
+        self.counters.subscriptions.moved(1, 0);
+        let last = self.hub.borrow_mut().unsubscribe(subscription);
+        if let Some((key, name)) = last {
+            self.turn.borrow_mut().forget(key);
+            self.broker.unsubscribe(&name);
+        }
+    }
+
+    /// Frees the slot of `id`.
+    fn leave(&self, id: ConnectionId) {
+        self.table.borrow_mut().remove(id);
+        self.loads.remove(self.id);
+        if self.table.borrow().len() == 0 {
+            self.emptied.notify_one();
+        }
+    }
+}
+
+/// Sleeps until the next deadline, acts on it, and so on.
+async fn timers(shard: Rc<Shard>) {
+    loop {
+        let next = shard.wheel.borrow().next();
+        shard.timers_sleep_until.set(next);
+        // Without a deadline the sleep ends for nothing once an hour.
+        let until = next.unwrap_or_else(|| shard.now() + Duration::from_secs(3600));
+        tokio::select! {
+            () = tokio::time::sleep_until(until.into()) => {}
+            () = shard.timers_changed.notified() => {}
+        }
+        shard.handle_timeouts(shard.now());
+    }
+}

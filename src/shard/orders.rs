@@ -1,0 +1,215 @@
+//! What other threads ask of a shard.
+
+use std::net::TcpStream;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use globset::GlobMatcher;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::broker::{Broker, Inbound};
+use crate::pubsub::{Batch, ChannelName, ConnectionId};
+use crate::shard::table::Occupant;
+use crate::shard::{Shard, drain, handshake};
+use crate::wire::close::CloseCode;
+
+/// Orders that may wait at one shard. An order that finds no room comes back to whoever gave it.
+const MAX_WAITING_ORDERS: usize = 1_024;
+
+/// Orders and parcels taken before the connections get their turn.
+const MAX_TAKEN_PER_TURN: usize = 64;
+
+/// Something that a shard is asked to do.
+#[derive(Debug)]
+pub enum Order {
+    /// Serve a socket that another shard has accepted and counted for this one.
+    Serve {
+        /// Accepted and non-blocking.
+        socket: TcpStream,
+        /// When.
+        accepted_at: Instant,
+    },
+    /// Send a frame to one connection.
+    Send {
+        /// Which.
+        connection: ConnectionId,
+        /// A whole server frame.
+        frame: Bytes,
+        /// Whether the connection is open.
+        reply: oneshot::Sender<bool>,
+    },
+    /// Close one connection.
+    Disconnect {
+        /// Which.
+        connection: ConnectionId,
+        /// With this code.
+        code: CloseCode,
+        /// And this reason.
+        reason: String,
+        /// Whether the connection was open.
+        reply: oneshot::Sender<bool>,
+    },
+    /// List channels with the subscriptions they have here.
+    Channels {
+        /// Only names that it matches.
+        pattern: Option<GlobMatcher>,
+        /// In no order.
+        reply: oneshot::Sender<Vec<(ChannelName, usize)>>,
+    },
+    /// Stop accepting and close every connection within this time, then end.
+    Drain {
+        /// Over how long the closes are spread.
+        duration: Duration,
+    },
+}
+
+/// Reaches one shard from any thread.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    orders: mpsc::Sender<Order>,
+}
+
+impl Handle {
+    /// A handle, and the end of it that belongs into the shard's [`Seed`](crate::shard::Seed).
+    pub fn new() -> (Self, mpsc::Receiver<Order>) {
+        let (orders, receiver) = mpsc::channel(MAX_WAITING_ORDERS);
+        (Self { orders }, receiver)
+    }
+
+    /// Gives an order if there is room for one more.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or the shard has ended: the order comes back.
+    pub fn try_order(&self, order: Order) -> Result<(), Order> {
+        self.orders.try_send(order).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(order) | mpsc::error::TrySendError::Closed(order) => {
+                order
+            }
+        })
+    }
+
+    /// Gives an order once there is room. Does nothing when the shard has ended.
+    pub async fn order(&self, order: Order) {
+        _ = self.orders.send(order).await;
+    }
+}
+
+/// Takes what comes in for the shard, from the broker's lanes and from its handle.
+pub(crate) async fn take(shard: Rc<Shard>, mut orders: mpsc::Receiver<Order>) {
+    loop {
+        let mut deliveries: Vec<(ChannelName, Vec<std::sync::Arc<Batch>>)> = Vec::new();
+        let mut taken = 0;
+        let mut given = None;
+        std::future::poll_fn(|cx| {
+            while taken < MAX_TAKEN_PER_TURN {
+                if let Poll::Ready(Some(order)) = orders.poll_recv(cx) {
+                    taken += 1;
+                    given = Some(order);
+                    break;
+                }
+                match shard.broker.poll_inbound(cx) {
+                    Poll::Pending => break,
+                    Poll::Ready(Inbound::Room) => shard.resume(),
+                    Poll::Ready(Inbound::Delivery(channel, batch)) => {
+                        match deliveries.iter_mut().find(|(name, _)| *name == channel) {
+                            Some((_, batches)) => batches.push(batch),
+                            None => deliveries.push((channel, vec![batch])),
+                        }
+                    }
+                    Poll::Ready(Inbound::Publication(channel, batch)) => {
+                        shard.join_turn(channel, &batch);
+                    }
+                }
+                taken += 1;
+            }
+            if taken == 0 { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
+        for (channel, batches) in deliveries {
+            shard.fan_out_together(&channel, &batches);
+        }
+        if let Some(order) = given {
+            shard.handle_order(order);
+        }
+        if taken == MAX_TAKEN_PER_TURN {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl Shard {
+    /// Adds a batch from another shard or from the API to this turn.
+    fn join_turn(&self, channel: ChannelName, batch: &Batch) {
+        let mut turn = self.turn.borrow_mut();
+        if turn.is_empty() {
+            self.turn_started.notify_one();
+        }
+        turn.publish_batch(channel, &self.hub.borrow(), batch);
+    }
+
+    /// Hands several batches to the subscribers of `channel` in one write each.
+    fn fan_out_together(&self, channel: &ChannelName, batches: &[std::sync::Arc<Batch>]) {
+        match batches {
+            [] => {}
+            [batch] => self.fan_out(channel, batch),
+            [first, ..] => {
+                let mut together = crate::pubsub::BatchBuilder::new(first.received_at());
+                batches.iter().for_each(|batch| together.push_batch(batch));
+                self.fan_out(channel, &together.finish());
+            }
+        }
+    }
+
+    fn handle_order(self: &Rc<Self>, order: Order) {
+        match order {
+            Order::Serve { socket, accepted_at } => {
+                handshake::begin_handed_over(self, socket, accepted_at);
+            }
+            Order::Send { connection, frame, reply } => {
+                // Whoever asked may have stopped waiting for the answer.
+                _ = reply.send(self.send_to(connection, frame));
+            }
+            Order::Disconnect { connection, code, reason, reply } => {
+                let client = self.open_client(connection);
+                if let Some(client) = &client {
+                    self.guard(client, || client.close(code, &reason, self));
+                }
+                _ = reply.send(client.is_some());
+            }
+            Order::Channels { pattern, reply } => {
+                let matches = |name: &ChannelName| {
+                    pattern.as_ref().is_none_or(|pattern| pattern.is_match(name.as_str()))
+                };
+                let hub = self.hub.borrow();
+                let channels = hub.channels().filter(|(name, _)| matches(name));
+                _ = reply.send(channels.map(|(name, count)| (name.clone(), count)).collect());
+            }
+            Order::Drain { duration } => {
+                tokio::task::spawn_local(drain::drain(Rc::clone(self), duration));
+            }
+        }
+    }
+
+    /// Sends one frame to one connection, if it is open.
+    fn send_to(&self, connection: ConnectionId, frame: Bytes) -> bool {
+        let Some(client) = self.open_client(connection) else {
+            return false;
+        };
+        let batch = Batch::single(frame, self.now());
+        self.guard(&client, || client.deliver(&batch, self));
+        true
+    }
+
+    fn open_client(&self, id: ConnectionId) -> Option<Rc<crate::shard::client::Client>> {
+        let table = self.table.borrow();
+        match table.occupant(id.slot, id.generation)? {
+            Occupant::Client(client) if client.connection.borrow().is_open() => {
+                Some(Rc::clone(client))
+            }
+            Occupant::Client(_) | Occupant::Handshake(_) => None,
+        }
+    }
+}

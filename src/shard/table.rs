@@ -1,0 +1,100 @@
+//! The connections of one shard by slot. A slot is used again, with a new generation.
+
+use std::rc::Rc;
+
+use crate::pubsub::{ConnectionId, ShardId};
+use crate::shard::client::Client;
+use crate::shard::handshake::Handshake;
+
+/// Who is in a slot.
+#[derive(Clone)]
+pub(crate) enum Occupant {
+    /// A socket whose opening handshake is not over.
+    Handshake(Rc<Handshake>),
+    /// An open or closing connection.
+    Client(Rc<Client>),
+}
+
+#[derive(Default)]
+struct Slot {
+    generation: u32,
+    occupant: Option<Occupant>,
+}
+
+/// All occupants of one shard.
+pub(crate) struct Table {
+    shard: ShardId,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+}
+
+impl Table {
+    pub(crate) fn new(shard: ShardId) -> Self {
+        Self { shard, slots: Vec::new(), free: Vec::new() }
+    }
+
+    /// Puts the handshake that `make` makes of its id into a free slot. `None` when there is none,
+    /// which takes a thousand million connections.
+    pub(crate) fn insert(
+        &mut self,
+        make: impl FnOnce(ConnectionId) -> Rc<Handshake>,
+    ) -> Option<Rc<Handshake>> {
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None if self.slots.len() < ConnectionId::MAX_SLOTS as usize => {
+                self.slots.push(Slot::default());
+                (self.slots.len() - 1) as u32
+            }
+            None => return None,
+        };
+        let entry = &mut self.slots[slot as usize];
+        let handshake =
+            make(ConnectionId { shard: self.shard, slot, generation: entry.generation });
+        entry.occupant = Some(Occupant::Handshake(Rc::clone(&handshake)));
+        Some(handshake)
+    }
+
+    /// Puts `client` in the place of its handshake.
+    pub(crate) fn open(&mut self, client: Rc<Client>) {
+        let slot = &mut self.slots[client.id.slot as usize];
+        debug_assert_eq!(slot.generation, client.id.generation, "the handshake holds the slot");
+        slot.occupant = Some(Occupant::Client(client));
+    }
+
+    /// Empties the slot of `id`.
+    pub(crate) fn remove(&mut self, id: ConnectionId) {
+        let slot = &mut self.slots[id.slot as usize];
+        debug_assert_eq!(slot.generation, id.generation, "a connection is removed once");
+        slot.occupant = None;
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free.push(id.slot);
+    }
+
+    /// Who is in `slot`, if it is still of that `generation`.
+    pub(crate) fn occupant(&self, slot: u32, generation: u32) -> Option<&Occupant> {
+        let slot = self.slots.get(slot as usize).filter(|slot| slot.generation == generation)?;
+        slot.occupant.as_ref()
+    }
+
+    /// The connection in `slot`, if it is past its handshake.
+    #[inline]
+    pub(crate) fn client_in(&self, slot: u32) -> Option<&Rc<Client>> {
+        match &self.slots[slot as usize].occupant {
+            Some(Occupant::Client(client)) => Some(client),
+            Some(Occupant::Handshake(_)) | None => None,
+        }
+    }
+
+    /// All connections past their handshake.
+    pub(crate) fn clients(&self) -> impl Iterator<Item = &Rc<Client>> {
+        self.slots.iter().filter_map(|slot| match &slot.occupant {
+            Some(Occupant::Client(client)) => Some(client),
+            Some(Occupant::Handshake(_)) | None => None,
+        })
+    }
+
+    /// How many slots are in use.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+}

@@ -1,0 +1,185 @@
+//! What each shard counts. The owner of a [`Counters`] is its one writer.
+
+use crate::telemetry::cell::{Counter, Gauge};
+use crate::telemetry::histogram::Histogram;
+
+/// One counter for each of a closed set of labels.
+#[derive(Debug)]
+pub struct Family<const N: usize> {
+    counters: [Counter; N],
+}
+
+impl<const N: usize> Default for Family<N> {
+    fn default() -> Self {
+        Self { counters: std::array::from_fn(|_| Counter::default()) }
+    }
+}
+
+impl<const N: usize> std::ops::Index<usize> for Family<N> {
+    type Output = Counter;
+
+    fn index(&self, index: usize) -> &Counter {
+        &self.counters[index]
+    }
+}
+
+/// Why a socket or request did not become a connection. The order is that of
+/// [`Rejection::LABELS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// 400: not an opening handshake, or a broken one.
+    BadRequest,
+    /// 403: an origin that is not allowed.
+    Origin,
+    /// 404: no such endpoint.
+    NotFound,
+    /// 405: not GET.
+    Method,
+    /// 426: another version of the protocol.
+    Version,
+    /// 503: as many connections as are allowed.
+    Full,
+    /// 503: a drain has stopped taking new connections.
+    Draining,
+    /// 408 or nothing: the handshake took too long.
+    Timeout,
+    /// 431 or 414: too large a request head.
+    TooLarge,
+    /// The peer left before the end of the handshake.
+    Disconnected,
+    /// The socket was closed unanswered: too many others were being refused.
+    Overload,
+}
+
+impl Rejection {
+    /// Values of the label `reason`.
+    pub const LABELS: [&str; 11] = [
+        "bad_request",
+        "origin",
+        "not_found",
+        "method",
+        "version",
+        "full",
+        "draining",
+        "timeout",
+        "too_large",
+        "disconnected",
+        "overload",
+    ];
+}
+
+/// Values of the label `kind` of messages.
+pub const MESSAGE_KINDS: [&str; 2] = ["text", "binary"];
+
+/// Position of text in [`MESSAGE_KINDS`].
+pub const TEXT: usize = 0;
+
+/// Position of binary in [`MESSAGE_KINDS`].
+pub const BINARY: usize = 1;
+
+/// Values of the label `code` of closed connections: what can travel, 1005 for a Close without a
+/// code, 1006 for none at all, and one value for each range that applications may use.
+pub const CLOSE_CODES: [&str; 16] = [
+    "1000", "1001", "1002", "1003", "1005", "1006", "1007", "1008", "1009", "1010", "1011", "1012",
+    "1013", "1014", "3xxx", "4xxx",
+];
+
+/// Position of `code` in [`CLOSE_CODES`].
+pub fn close_code_index(code: u16) -> usize {
+    match code {
+        1000..=1003 => usize::from(code - 1000),
+        1005..=1014 => usize::from(code - 1001),
+        3000..=3999 => 14,
+        4000..=4999 => 15,
+        // No other code can travel, so no connection ends with one.
+        _ => 5,
+    }
+}
+
+/// Values of the label `initiator`.
+pub const INITIATORS: [&str; 2] = ["local", "remote"];
+
+/// What a full outbound queue led to. The order is that of [`SlowConsumer::LABELS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlowConsumer {
+    /// The connection was closed.
+    Close,
+    /// The oldest messages were dropped.
+    DropOldest,
+    /// The newest messages were dropped.
+    DropNewest,
+}
+
+impl SlowConsumer {
+    /// Values of the label `action`, and of `reason` of dropped messages.
+    pub const LABELS: [&str; 3] = ["close", "drop_oldest", "drop_newest"];
+}
+
+/// Most values of the label `kind` of protocol errors.
+pub const MAX_PROTOCOL_ERRORS: usize = 16;
+
+/// What one shard, or the control thread, counts.
+#[derive(Debug, Default)]
+#[repr(align(128))] // The next shard's counters must not share a cache line with these.
+pub struct Counters {
+    /// Connections that are open or closing.
+    pub connections: Gauge,
+    /// Sockets accepted.
+    pub connections_accepted: Counter,
+    /// By [`Rejection`].
+    pub connections_rejected: Family<11>,
+    /// By [`close_code_index`] times two plus the index into [`INITIATORS`].
+    pub connections_closed: Family<32>,
+    /// From accepting a socket to the end of its opening handshake.
+    pub handshake_duration: Histogram,
+    /// By kind.
+    pub messages_received: Family<2>,
+    /// By kind; written to a socket or an outbound queue.
+    pub messages_sent: Family<2>,
+    /// Frames with their headers, as read from sockets.
+    pub received_bytes: Counter,
+    /// Frames with their headers, as written to sockets.
+    pub sent_bytes: Counter,
+    /// Publications that came from connections.
+    pub publications_from_connections: Counter,
+    /// Publications that came from the API.
+    pub publications_from_api: Counter,
+    /// Publications times the subscribers they were handed to.
+    pub deliveries: Counter,
+    /// From a publication's arrival to the last subscriber's write on a shard; one observation for
+    /// each batch and shard.
+    pub delivery_lag: Histogram,
+    /// By [`SlowConsumer`].
+    pub slow_consumers: Family<3>,
+    /// By [`SlowConsumer`].
+    pub dropped_messages: Family<3>,
+    /// Bytes waiting in outbound queues.
+    pub outbound_queue_bytes: Gauge,
+    /// Times that a lane of some mailbox was full.
+    pub mailbox_full: Counter,
+    /// Channels whose home is this shard.
+    pub channels: Gauge,
+    /// Subscriptions on this shard.
+    pub subscriptions: Gauge,
+    /// By the protocol error's kind.
+    pub protocol_errors: Family<MAX_PROTOCOL_ERRORS>,
+    /// Panics that were caught while serving a connection.
+    pub panics: Counter,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_stand_where_their_values_point() {
+        for code in [1000, 1001, 1003, 1005, 1006, 1007, 1014] {
+            assert_eq!(CLOSE_CODES[close_code_index(code)], code.to_string());
+        }
+        assert_eq!(CLOSE_CODES[close_code_index(3000)], "3xxx");
+        assert_eq!(CLOSE_CODES[close_code_index(4999)], "4xxx");
+        assert_eq!(Rejection::LABELS[Rejection::Full as usize], "full");
+        assert_eq!(Rejection::LABELS[Rejection::Overload as usize], "overload");
+        assert_eq!(SlowConsumer::LABELS[SlowConsumer::DropNewest as usize], "drop_newest");
+    }
+}

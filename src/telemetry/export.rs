@@ -1,0 +1,349 @@
+//! All shards' counters as Prometheus sees them.
+//!
+//! The shards never touch the recorder. The control thread reads their counters, adds them up and
+//! hands the sums over, for each scrape and once a second (see [`Exporter::hand_over`]).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use metrics::{Gauge, Histogram, Label, Level, Metadata, Recorder, Unit};
+use metrics_exporter_prometheus::PrometheusRecorder;
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::telemetry::counters::{
+    CLOSE_CODES, Counters, INITIATORS, MESSAGE_KINDS, Rejection, SlowConsumer,
+};
+use crate::telemetry::histogram::{self, BOUNDS_SECONDS, Snapshot};
+
+const METADATA: Metadata<'_> = Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
+
+/// How long a thread has not been waiting, since it started. Asked for from the control thread.
+pub type BusyTime = Box<dyn Fn() -> Duration>;
+
+type Read<T> = Box<dyn Fn(&Counters) -> T>;
+
+/// Reads counters and hands them to the recorder.
+pub struct Exporter {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+    /// One for each shard, in their order, and the control thread's.
+    sources: Vec<Arc<Counters>>,
+    counters: Vec<(metrics::Counter, Read<u64>)>,
+    gauges: Vec<(Gauge, Read<u64>)>,
+    histograms: Vec<HistogramExport>,
+    connections: Vec<Gauge>,
+    busy: Vec<Busy>,
+    draining: Gauge,
+    process: metrics_process::Collector,
+}
+
+struct HistogramExport {
+    histogram: Histogram,
+    read: fn(&Counters) -> &histogram::Histogram,
+    /// What was handed over before, for each source.
+    seen: Vec<Snapshot>,
+}
+
+struct Busy {
+    gauge: Gauge,
+    busy_time: BusyTime,
+    seen: Duration,
+    seen_at: Instant,
+}
+
+impl Exporter {
+    /// An exporter for shards with these counters and busy times, and for the control thread's
+    /// counters. `protocol_errors` names the kinds that shards count.
+    ///
+    /// # Errors
+    ///
+    /// The recorder cannot be built, which no input of ours can cause.
+    pub fn new(
+        shards: &[Arc<Counters>],
+        control: Arc<Counters>,
+        busy_times: Vec<BusyTime>,
+        protocol_errors: &'static [&'static str],
+    ) -> Result<Self, BuildError> {
+        let recorder = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &BOUNDS_SECONDS)?
+            .build_recorder();
+        let register = Register { recorder: &recorder };
+        let mut sources = shards.to_vec();
+        sources.push(control);
+        let (counters, gauges) = (register.counters(protocol_errors), register.gauges());
+        let histograms = register.histograms(sources.len());
+        let shard_gauge = |name: &'static str, index: usize| {
+            register.gauge(name, vec![Label::new("shard", index.to_string())])
+        };
+        register.describe_gauge(
+            "wsgate_connections",
+            None,
+            "Connections that are open or closing, by shard.",
+        );
+        register.describe_gauge(
+            "wsgate_shard_busy_ratio",
+            None,
+            "Share of the last second in which a shard was working, 0 to 1.",
+        );
+        register.describe_gauge("wsgate_draining", None, "1 while the gateway drains, else 0.");
+        register.describe_gauge(
+            "wsgate_build_info",
+            None,
+            "Always 1; the label tells the version.",
+        );
+        let connections =
+            (0..shards.len()).map(|index| shard_gauge("wsgate_connections", index)).collect();
+        let busy = busy_times.into_iter().enumerate().map(|(index, busy_time)| Busy {
+            gauge: shard_gauge("wsgate_shard_busy_ratio", index),
+            seen: busy_time(),
+            seen_at: Instant::now(),
+            busy_time,
+        });
+        let busy = busy.collect();
+        let version = vec![Label::new("version", env!("CARGO_PKG_VERSION"))];
+        register.gauge("wsgate_build_info", version).set(1.0);
+        let draining = register.gauge("wsgate_draining", Vec::new());
+        draining.set(0.0);
+        let process = metrics_process::Collector::default();
+        metrics::with_local_recorder(&recorder, || process.describe());
+        let handle = recorder.handle();
+        Ok(Self {
+            recorder,
+            handle,
+            sources,
+            counters,
+            gauges,
+            histograms,
+            connections,
+            busy,
+            draining,
+            process,
+        })
+    }
+
+    /// Says whether the gateway drains.
+    pub fn set_draining(&self, draining: bool) {
+        self.draining.set(f64::from(u8::from(draining)));
+    }
+
+    /// Hands the sums over. To be called about once a second: the busy ratio is that of the time
+    /// since the last call that was at least half a second ago, and the recorder keeps each
+    /// observation of a histogram until it is asked to sort them in.
+    pub fn hand_over(&mut self, now: Instant) {
+        for (counter, read) in &self.counters {
+            counter.absolute(self.sources.iter().map(|source| read(source)).sum());
+        }
+        for (gauge, read) in &self.gauges {
+            gauge.set(self.sources.iter().map(|source| read(source)).sum::<u64>() as f64);
+        }
+        for (gauge, source) in self.connections.iter().zip(&self.sources) {
+            gauge.set(source.connections.value() as f64);
+        }
+        for export in &mut self.histograms {
+            for (source, seen) in self.sources.iter().zip(&mut export.seen) {
+                let snapshot = (export.read)(source).snapshot();
+                for (observations, mean) in snapshot.since(seen) {
+                    export.histogram.record_many(mean, observations as usize);
+                }
+                *seen = snapshot;
+            }
+        }
+        for busy in &mut self.busy {
+            let elapsed = now.saturating_duration_since(busy.seen_at);
+            if elapsed >= Duration::from_millis(500) {
+                let total = (busy.busy_time)();
+                let ratio = total.saturating_sub(busy.seen).as_secs_f64() / elapsed.as_secs_f64();
+                busy.gauge.set(ratio.min(1.0));
+                busy.seen = total;
+                busy.seen_at = now;
+            }
+        }
+        self.handle.run_upkeep();
+    }
+
+    /// The text that answers a scrape.
+    pub fn render(&mut self, now: Instant) -> String {
+        self.hand_over(now);
+        metrics::with_local_recorder(&self.recorder, || self.process.collect());
+        self.handle.render()
+    }
+}
+
+/// Names things in the recorder.
+struct Register<'a> {
+    recorder: &'a PrometheusRecorder,
+}
+
+impl Register<'_> {
+    fn counter(
+        &self,
+        into: &mut Vec<(metrics::Counter, Read<u64>)>,
+        name: &'static str,
+        labels: Vec<Label>,
+        read: impl Fn(&Counters) -> u64 + 'static,
+    ) {
+        let key = metrics::Key::from_parts(name, labels);
+        into.push((self.recorder.register_counter(&key, &METADATA), Box::new(read)));
+    }
+
+    fn gauge(&self, name: &'static str, labels: Vec<Label>) -> Gauge {
+        self.recorder.register_gauge(&metrics::Key::from_parts(name, labels), &METADATA)
+    }
+
+    fn describe_gauge(&self, name: &'static str, unit: Option<Unit>, text: &'static str) {
+        self.recorder.describe_gauge(name.into(), unit, text.into());
+    }
+
+    fn counters(
+        &self,
+        protocol_errors: &'static [&'static str],
+    ) -> Vec<(metrics::Counter, Read<u64>)> {
+        let mut all = Vec::new();
+        let describe = |name: &'static str, text: &'static str| {
+            self.recorder.describe_counter(name.into(), None, text.into());
+        };
+        type Plain = fn(&Counters) -> u64;
+        let plain: [(&'static str, &'static str, Plain); 6] = [
+            ("wsgate_connections_accepted_total", "Sockets accepted.", |from| {
+                from.connections_accepted.value()
+            }),
+            ("wsgate_received_bytes_total", "Bytes of frames read from clients.", |from| {
+                from.received_bytes.value()
+            }),
+            ("wsgate_sent_bytes_total", "Bytes of frames written to clients.", |from| {
+                from.sent_bytes.value()
+            }),
+            (
+                "wsgate_deliveries_total",
+                "Publications handed to subscribers, each counted once for each of them.",
+                |from| from.deliveries.value(),
+            ),
+            (
+                "wsgate_mailbox_full_total",
+                "Times that a shard's mailbox was full and the publisher had to wait.",
+                |from| from.mailbox_full.value(),
+            ),
+            ("wsgate_panics_total", "Bugs that ended a connection with 1011.", |from| {
+                from.panics.value()
+            }),
+        ];
+        for (name, text, read) in plain {
+            describe(name, text);
+            self.counter(&mut all, name, Vec::new(), read);
+        }
+
+        let name = "wsgate_connections_rejected_total";
+        describe(name, "Sockets and requests that did not become a connection, by reason.");
+        for (index, reason) in Rejection::LABELS.into_iter().enumerate() {
+            let labels = vec![Label::new("reason", reason)];
+            self.counter(&mut all, name, labels, move |from| {
+                from.connections_rejected[index].value()
+            });
+        }
+
+        let name = "wsgate_connections_closed_total";
+        describe(name, "Connections that ended, by close code and by who began to close.");
+        for index in 0..CLOSE_CODES.len() * INITIATORS.len() {
+            let labels = vec![
+                Label::new("code", CLOSE_CODES[index / 2]),
+                Label::new("initiator", INITIATORS[index % 2]),
+            ];
+            self.counter(&mut all, name, labels, move |from| {
+                from.connections_closed[index].value()
+            });
+        }
+
+        describe("wsgate_messages_received_total", "Data messages from clients, by kind.");
+        describe(
+            "wsgate_messages_sent_total",
+            "Data messages written to clients or to their outbound queues, by kind.",
+        );
+        for (index, kind) in MESSAGE_KINDS.into_iter().enumerate() {
+            let labels = || vec![Label::new("kind", kind)];
+            self.counter(&mut all, "wsgate_messages_received_total", labels(), move |from| {
+                from.messages_received[index].value()
+            });
+            self.counter(&mut all, "wsgate_messages_sent_total", labels(), move |from| {
+                from.messages_sent[index].value()
+            });
+        }
+
+        let name = "wsgate_publications_total";
+        describe(name, "Messages published to channels, by where they came from.");
+        let sources: [(&str, Plain); 2] = [
+            ("connection", |from| from.publications_from_connections.value()),
+            ("api", |from| from.publications_from_api.value()),
+        ];
+        for (source, read) in sources {
+            self.counter(&mut all, name, vec![Label::new("source", source)], read);
+        }
+
+        describe(
+            "wsgate_slow_consumers_total",
+            "Times that a connection's outbound queue was full, by what was done.",
+        );
+        describe(
+            "wsgate_dropped_messages_total",
+            "Data messages dropped from full outbound queues, by what was done.",
+        );
+        for (index, action) in SlowConsumer::LABELS.into_iter().enumerate() {
+            let label = |name| vec![Label::new(name, action)];
+            self.counter(&mut all, "wsgate_slow_consumers_total", label("action"), move |from| {
+                from.slow_consumers[index].value()
+            });
+            self.counter(&mut all, "wsgate_dropped_messages_total", label("reason"), move |from| {
+                from.dropped_messages[index].value()
+            });
+        }
+
+        let name = "wsgate_protocol_errors_total";
+        describe(name, "Connections failed because the client broke a rule, by the rule.");
+        for (index, kind) in protocol_errors.iter().copied().enumerate() {
+            self.counter(&mut all, name, vec![Label::new("kind", kind)], move |from| {
+                from.protocol_errors[index].value()
+            });
+        }
+        all
+    }
+
+    fn gauges(&self) -> Vec<(Gauge, Read<u64>)> {
+        type Plain = fn(&Counters) -> u64;
+        let plain: [(&'static str, &'static str, Plain); 3] = [
+            ("wsgate_outbound_queue_bytes", "Bytes waiting in outbound queues.", |from| {
+                from.outbound_queue_bytes.value()
+            }),
+            ("wsgate_channels", "Channels that have a subscriber.", |from| from.channels.value()),
+            ("wsgate_subscriptions", "Subscriptions of connections to channels.", |from| {
+                from.subscriptions.value()
+            }),
+        ];
+        let all = plain.into_iter().map(|(name, text, read)| -> (Gauge, Read<u64>) {
+            self.describe_gauge(name, None, text);
+            (self.gauge(name, Vec::new()), Box::new(read))
+        });
+        all.collect()
+    }
+
+    fn histograms(&self, sources: usize) -> Vec<HistogramExport> {
+        type Plain = fn(&Counters) -> &histogram::Histogram;
+        let plain: [(&'static str, &'static str, Plain); 2] = [
+            (
+                "wsgate_handshake_duration_seconds",
+                "From accepting a socket to the end of its opening handshake.",
+                |from| &from.handshake_duration,
+            ),
+            (
+                "wsgate_delivery_lag_seconds",
+                "From a publication's arrival to the last subscriber's write, for each batch and shard.",
+                |from| &from.delivery_lag,
+            ),
+        ];
+        let all = plain.into_iter().map(|(name, text, read)| {
+            self.recorder.describe_histogram(name.into(), None, text.into());
+            let key = metrics::Key::from_static_name(name);
+            let histogram = self.recorder.register_histogram(&key, &METADATA);
+            HistogramExport { histogram, read, seen: vec![Snapshot::default(); sources] }
+        });
+        all.collect()
+    }
+}

@@ -1,0 +1,147 @@
+//! Server frames (RFC 6455 section 5.2): never masked, never fragmented by this gateway.
+//!
+//! A server frame is the same bytes for whoever gets it, so it is encoded once and shared.
+
+use bytes::Bytes;
+
+use crate::wire::close::{CloseCode, truncate_reason};
+use crate::wire::header::Opcode;
+
+/// Longest header of a server frame in bytes.
+pub const MAX_HEADER_BYTES: usize = 10;
+
+/// What a data message is (RFC 6455 section 5.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MessageKind {
+    /// UTF-8.
+    Text,
+    /// Any bytes.
+    Binary,
+}
+
+impl MessageKind {
+    /// The opcode of its first frame.
+    pub const fn opcode(self) -> Opcode {
+        match self {
+            Self::Text => Opcode::Text,
+            Self::Binary => Opcode::Binary,
+        }
+    }
+}
+
+/// How many bytes the header of a server frame takes: 2, 4 or 10.
+#[inline]
+pub const fn header_bytes(payload_bytes: usize) -> usize {
+    match payload_bytes {
+        0..=125 => 2,
+        126..=0xffff => 4,
+        _ => MAX_HEADER_BYTES,
+    }
+}
+
+/// Writes the header of an unfragmented server frame so that it ends at the end of `space`, which
+/// has at least [`header_bytes`] of them. Returns where in `space` the header starts.
+#[inline]
+pub fn write_header_before(space: &mut [u8], opcode: Opcode, payload_bytes: usize) -> usize {
+    let start = space.len() - header_bytes(payload_bytes);
+    let header = &mut space[start..];
+    header[0] = 0x80 | opcode.bits();
+    match header {
+        [_, length] => *length = payload_bytes as u8,
+        [_, length, high, low] => {
+            *length = 126;
+            [*high, *low] = (payload_bytes as u16).to_be_bytes();
+        }
+        [_, length, extended @ ..] => {
+            *length = 127;
+            extended.copy_from_slice(&(payload_bytes as u64).to_be_bytes());
+        }
+        [] | [_] => unreachable!("a header has 2, 4 or 10 bytes"),
+    }
+    start
+}
+
+/// Appends one whole frame to `output`.
+pub fn append(output: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
+    let mut header = [0; MAX_HEADER_BYTES];
+    let start = write_header_before(&mut header, opcode, payload.len());
+    output.reserve(header.len() - start + payload.len());
+    output.extend_from_slice(&header[start..]);
+    output.extend_from_slice(payload);
+}
+
+/// One whole frame.
+pub fn encode(opcode: Opcode, payload: &[u8]) -> Bytes {
+    let mut frame = Vec::with_capacity(header_bytes(payload.len()) + payload.len());
+    append(&mut frame, opcode, payload);
+    frame.into()
+}
+
+/// A Close frame. A reason too long for a control frame is cut between two characters.
+pub fn encode_close(code: Option<CloseCode>, reason: &str) -> Bytes {
+    match code {
+        None => Bytes::from_static(&[0x88, 0x00]),
+        Some(code) => {
+            let mut payload = code.as_u16().to_be_bytes().to_vec();
+            payload.extend_from_slice(truncate_reason(reason).as_bytes());
+            encode(Opcode::Close, &payload)
+        }
+    }
+}
+
+/// Length in bytes of the frame, header included, at the front of `frames`, which starts with a
+/// whole server frame that this module encoded.
+pub fn first_frame_bytes(frames: &[u8]) -> usize {
+    let (payload_bytes, header_bytes) = match frames[1] {
+        126 => (usize::from(u16::from_be_bytes([frames[2], frames[3]])), 4),
+        127 => {
+            let length = frames[2..10].try_into().expect("a slice of eight bytes");
+            (u64::from_be_bytes(length) as usize, MAX_HEADER_BYTES)
+        }
+        short => (usize::from(short), 2),
+    };
+    header_bytes + payload_bytes
+}
+
+/// How many whole frames `frames` holds.
+pub fn count(mut frames: &[u8]) -> usize {
+    let mut count = 0;
+    while !frames.is_empty() {
+        frames = &frames[first_frame_bytes(frames)..];
+        count += 1;
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn length_takes_the_shortest_form_at_each_boundary() {
+        for (payload_bytes, expected) in
+            [(0, 2), (125, 2), (126, 4), (65_535, 4), (65_536, 10), (1 << 20, 10)]
+        {
+            let frame = encode(Opcode::Binary, &vec![7; payload_bytes]);
+            assert_eq!(frame.len(), expected + payload_bytes);
+            assert_eq!(first_frame_bytes(&frame), frame.len());
+            assert_eq!(frame[0], 0x82);
+        }
+    }
+
+    #[test]
+    fn frames_that_lie_together_are_counted_one_by_one() {
+        let mut frames = Vec::new();
+        for payload_bytes in [0, 1, 125, 126, 70_000] {
+            append(&mut frames, Opcode::Text, &vec![b'x'; payload_bytes]);
+        }
+        assert_eq!(count(&frames), 5);
+        assert_eq!(count(&[]), 0);
+    }
+
+    #[test]
+    fn close_frame_holds_code_and_reason() {
+        assert_eq!(encode_close(Some(CloseCode::GOING_AWAY), "bye"), &b"\x88\x05\x03\xe9bye"[..]);
+        assert_eq!(encode_close(None, "a reason needs a code"), &b"\x88\x00"[..]);
+    }
+}

@@ -1,0 +1,187 @@
+//! The rules of the opening handshake (RFC 6455 section 4.2.1), over a parsed HTTP request.
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use http::{Method, Version};
+use thiserror::Error;
+
+/// Why a request on a WebSocket path is no opening handshake. The text is for the person who made
+/// the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum HandshakeError {
+    /// 405.
+    #[error("a WebSocket connection is opened with GET")]
+    Method,
+    /// 400.
+    #[error("a WebSocket connection needs HTTP/1.1; this request came as HTTP/1.0")]
+    HttpVersion,
+    /// 400.
+    #[error("the request has no single Host header")]
+    Host,
+    /// 400.
+    #[error(
+        "this is a WebSocket endpoint and the request has no `Upgrade: websocket` header; connect \
+         with a WebSocket client"
+    )]
+    Upgrade,
+    /// 400.
+    #[error("the request has no `Connection: Upgrade` header; does a proxy on the way drop it?")]
+    Connection,
+    /// 400.
+    #[error("the request has no single Sec-WebSocket-Key header")]
+    KeyMissing,
+    /// 400.
+    #[error("Sec-WebSocket-Key is not 16 bytes in base64")]
+    KeyMalformed,
+    /// 426, with `Sec-WebSocket-Version: 13`.
+    #[error("this server speaks version 13 of the WebSocket protocol only")]
+    ProtocolVersion,
+    /// 400.
+    #[error("an opening handshake has no body")]
+    Body,
+}
+
+/// Checks everything that section 4.2.1 asks of a request, and that it has no body: the bytes behind
+/// an upgrade request are frames, and nothing else may claim them.
+///
+/// # Errors
+///
+/// The first thing that is wrong, in the order in which a person would mend it.
+pub fn check(method: &Method, version: Version, headers: &HeaderMap) -> Result<(), HandshakeError> {
+    if method != Method::GET {
+        return Err(HandshakeError::Method);
+    }
+    if version < Version::HTTP_11 {
+        return Err(HandshakeError::HttpVersion);
+    }
+    if !lists_token(headers, UPGRADE, "websocket") {
+        return Err(HandshakeError::Upgrade);
+    }
+    if !lists_token(headers, CONNECTION, "upgrade") {
+        return Err(HandshakeError::Connection);
+    }
+    if single(headers, HOST).is_none() {
+        return Err(HandshakeError::Host);
+    }
+    match single(headers, SEC_WEBSOCKET_VERSION) {
+        Some(b"13") => {}
+        _ => return Err(HandshakeError::ProtocolVersion),
+    }
+    let key = single(headers, SEC_WEBSOCKET_KEY).ok_or(HandshakeError::KeyMissing)?;
+    if !is_base64_of_16_bytes(key) {
+        return Err(HandshakeError::KeyMalformed);
+    }
+    let has_length = headers.get_all(CONTENT_LENGTH).iter().any(|value| value.as_bytes() != b"0");
+    if has_length || headers.contains_key(TRANSFER_ENCODING) {
+        return Err(HandshakeError::Body);
+    }
+    Ok(())
+}
+
+/// Whether one of the comma-separated values of `name` is `token`, in any case.
+fn lists_token(headers: &HeaderMap, name: http::HeaderName, token: &str) -> bool {
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(token))
+}
+
+/// The value of `name` if it is there once and only once.
+fn single(headers: &HeaderMap, name: http::HeaderName) -> Option<&[u8]> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next()?;
+    values.next().is_none().then(|| value.as_bytes().trim_ascii())
+}
+
+/// 16 bytes in base64: 22 digits, of which the last has its lowest four bits clear, and `==`.
+fn is_base64_of_16_bytes(key: &[u8]) -> bool {
+    use base64::Engine;
+    let mut nonce = [0; 18];
+    base64::engine::general_purpose::STANDARD.decode_slice(key, &mut nonce) == Ok(16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(changes: &[(&'static str, Option<&'static str>)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("host", "example.com"),
+            ("upgrade", "websocket"),
+            ("connection", "Upgrade"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+            ("sec-websocket-version", "13"),
+        ] {
+            headers.insert(name, value.parse().unwrap());
+        }
+        for (name, value) in changes {
+            match value {
+                Some(value) => _ = headers.insert(*name, value.parse().unwrap()),
+                None => _ = headers.remove(*name),
+            }
+        }
+        headers
+    }
+
+    fn verdict(changes: &[(&'static str, Option<&'static str>)]) -> Result<(), HandshakeError> {
+        check(&Method::GET, Version::HTTP_11, &request(changes))
+    }
+
+    #[test]
+    fn example_of_the_rfc_passes() {
+        assert_eq!(verdict(&[]), Ok(()));
+    }
+
+    #[test]
+    fn tokens_are_found_in_any_case_and_among_others() {
+        let changes =
+            [("connection", Some("keep-alive, UPGRADE")), ("upgrade", Some("h2c, WebSocket"))];
+        assert_eq!(verdict(&changes), Ok(()));
+    }
+
+    #[test]
+    fn each_missing_or_wrong_part_is_named() {
+        let cases = [
+            ("upgrade", None, HandshakeError::Upgrade),
+            ("upgrade", Some("h2c"), HandshakeError::Upgrade),
+            ("connection", Some("keep-alive"), HandshakeError::Connection),
+            ("host", None, HandshakeError::Host),
+            ("sec-websocket-version", None, HandshakeError::ProtocolVersion),
+            ("sec-websocket-version", Some("8"), HandshakeError::ProtocolVersion),
+            ("sec-websocket-version", Some("013"), HandshakeError::ProtocolVersion),
+            ("sec-websocket-key", None, HandshakeError::KeyMissing),
+            ("sec-websocket-key", Some("short=="), HandshakeError::KeyMalformed),
+            ("sec-websocket-key", Some("dGhlIHNhbXBsZSBub25jZSE="), HandshakeError::KeyMalformed),
+            ("content-length", Some("5"), HandshakeError::Body),
+            ("transfer-encoding", Some("chunked"), HandshakeError::Body),
+        ];
+        for (name, value, error) in cases {
+            assert_eq!(verdict(&[(name, value)]), Err(error), "{name}: {value:?}");
+        }
+    }
+
+    #[test]
+    fn header_that_must_be_single_is_refused_twice() {
+        for (name, error) in [
+            ("sec-websocket-key", HandshakeError::KeyMissing),
+            ("sec-websocket-version", HandshakeError::ProtocolVersion),
+            ("host", HandshakeError::Host),
+        ] {
+            let mut headers = request(&[]);
+            let value = headers[name].clone();
+            headers.append(name, value);
+            assert_eq!(check(&Method::GET, Version::HTTP_11, &headers), Err(error), "{name}");
+        }
+    }
+
+    #[test]
+    fn method_and_http_version_are_checked() {
+        let headers = request(&[]);
+        assert_eq!(check(&Method::POST, Version::HTTP_11, &headers), Err(HandshakeError::Method));
+        assert_eq!(
+            check(&Method::GET, Version::HTTP_10, &headers),
+            Err(HandshakeError::HttpVersion)
+        );
+    }
+}
