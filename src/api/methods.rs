@@ -229,7 +229,7 @@ fn connection(gateway: &Gateway, parameters: &Parameters) -> Result<ConnectionId
 /// The message as a server frame: a JSON string as that text, any other JSON value as its compact
 /// text, `b64data` as binary.
 fn message(gateway: &Gateway, parameters: &Parameters) -> Result<Bytes, ApiError> {
-    let frame = match (parameters.get("data"), string(parameters, "b64data")?) {
+    match (parameters.get("data"), string(parameters, "b64data")?) {
         (Some(_), Some(_)) => {
             return Err(ApiError::BadRequest("give data or b64data, not both".to_owned()));
         }
@@ -243,8 +243,7 @@ fn message(gateway: &Gateway, parameters: &Parameters) -> Result<Bytes, ApiError
             let data = data.map_err(|error| ApiError::BadRequest(format!("b64data: {error}")))?;
             encode(gateway, Opcode::Binary, &data)
         }
-    };
-    frame
+    }
 }
 
 fn encode(gateway: &Gateway, opcode: Opcode, payload: &[u8]) -> Result<Bytes, ApiError> {

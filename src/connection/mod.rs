@@ -282,7 +282,7 @@ mod tests {
     fn written(connection: &mut Connection) -> Vec<u8> {
         let mut bytes = Vec::new();
         while !connection.outbound.is_empty() {
-            let written = connection.outbound.slices().concat();
+            let written = outbound::tests::offered(&connection.outbound);
             connection.outbound.advance(written.len());
             bytes.extend(written);
         }
@@ -339,7 +339,9 @@ mod tests {
         let mut connection = Connection::new(start);
         connection.handle_violation(start, ProtocolError::MessageTooBig, &TIMING);
         assert!(!connection.is_failed_and_flushed());
-        assert_eq!(written(&mut connection)[..4], *b"\x88\x20\x03\xf1");
+        let close =
+            frame::encode_close(Some(CloseCode::MESSAGE_TOO_BIG), "message larger than the limit");
+        assert_eq!(written(&mut connection), close);
         assert!(connection.is_failed_and_flushed());
         assert_eq!(connection.input(), Input::Discard);
         connection.handle_disconnect();

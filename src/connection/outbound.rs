@@ -293,7 +293,7 @@ fn exact(frames: &Bytes, start: usize, end: usize) -> Bytes {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -313,11 +313,16 @@ mod tests {
         texts.iter().flat_map(|payload| text(payload)).collect()
     }
 
+    /// What the queue would write in one call.
+    pub(crate) fn offered(queue: &OutboundQueue) -> Vec<u8> {
+        queue.slices().iter().flat_map(|slice| slice.to_vec()).collect()
+    }
+
     /// Writes everything, `step` bytes at a time.
     fn drain(queue: &mut OutboundQueue, step: usize) -> Vec<u8> {
         let mut output = Vec::new();
         while !queue.is_empty() {
-            let offered = queue.slices().concat();
+            let offered = offered(&queue);
             let written = offered.len().min(step);
             output.extend_from_slice(&offered[..written]);
             queue.advance(written);
@@ -447,7 +452,7 @@ mod tests {
                     dropped += frames;
                 }
                 prop_assert!(queue.bytes() <= limit.max_bytes);
-                let offered = queue.slices().concat();
+                let offered = offered(&queue);
                 let written = offered.len().min(step);
                 output.extend_from_slice(&offered[..written]);
                 queue.advance(written);

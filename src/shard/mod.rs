@@ -136,7 +136,7 @@ pub struct Seed {
 }
 
 /// One shard, on its thread.
-struct Shard {
+pub(crate) struct Shard {
     id: ShardId,
     gateway: GatewayId,
     settings: Arc<Settings>,

@@ -1,0 +1,169 @@
+'use strict';
+
+// A gateway that runs, and clients of npm's ws that talk to it.
+//
+// - startGateway: `wsgate serve` on free ports of the loopback address, ended with its test.
+// - Client: a ws whose messages are read one after the other.
+
+const assert = require('node:assert/strict');
+const { spawn } = require('node:child_process');
+const { once } = require('node:events');
+const fs = require('node:fs');
+const os = require('node:os');
+const path = require('node:path');
+const { setInterval: ticks } = require('node:timers/promises');
+const WebSocket = require('ws');
+
+const ROOT = path.resolve(__dirname, '../../..');
+const BINARY = process.env.GATEWAY_BINARY || path.join(ROOT, 'target/release/wsgate');
+
+// Only a test that fails ever waits this long.
+const DEADLINE_MS = 15_000;
+
+/** Asks `condition` again and again until it holds. */
+async function until(condition, what) {
+  const deadline = Date.now() + DEADLINE_MS;
+  for await (const _ of ticks(10)) {
+    if (await condition()) return;
+    assert.ok(Date.now() < deadline, `not within ${DEADLINE_MS} ms: ${what}`);
+  }
+}
+
+/** `flags` are added to those that every gateway here is started with. */
+async function startGateway(test, ...flags) {
+  const directory = fs.mkdtempSync(path.join(process.env.TEST_DIRECTORY || os.tmpdir(), 'node-'));
+  const portFile = path.join(directory, 'ports');
+  const log = fs.openSync(path.join(directory, 'gateway.log'), 'w');
+  // What the developer has set for a gateway of their own is not meant for this one.
+  const environment = Object.entries(process.env).filter(([name]) => !name.startsWith('WSGATE_'));
+  const child = spawn(
+    BINARY,
+    [
+      'serve',
+      '--listen=127.0.0.1:0',
+      '--admin-listen=127.0.0.1:0',
+      `--port-file=${portFile}`,
+      '--shards=2',
+      '--drain-grace=0s',
+      '--drain-duration=0s',
+      ...flags,
+    ],
+    { stdio: ['ignore', log, log], env: Object.fromEntries(environment) },
+  );
+  fs.closeSync(log);
+  const exited = once(child, 'exit');
+
+  test.after(async () => {
+    child.kill('SIGTERM');
+    const [status] = await exited;
+    const text = fs.readFileSync(path.join(directory, 'gateway.log'), 'utf8');
+    fs.rmSync(directory, { recursive: true });
+    assert.equal(status, 0, text);
+    assert.doesNotMatch(text, /panicked/);
+  });
+
+  await until(() => {
+    assert.equal(child.exitCode, null, 'the gateway ended before it listened');
+    return fs.existsSync(portFile);
+  }, 'the gateway listens');
+  const lines = fs.readFileSync(portFile, 'utf8').trim().split('\n');
+  const ports = Object.fromEntries(lines.map((line) => line.split('=')));
+  return new Gateway(ports.listen, ports.admin_listen);
+}
+
+class Gateway {
+  constructor(address, adminAddress) {
+    this.address = address;
+    this.adminAddress = adminAddress;
+  }
+
+  url(target) {
+    return `ws://${this.address}${target}`;
+  }
+
+  /** A client of this gateway, once it is open. */
+  async connect(target, options = {}) {
+    const client = new Client(this.url(target), options);
+    await client.opened;
+    return client;
+  }
+
+  /** Calls the HTTP API. */
+  async api(method, request) {
+    const response = await fetch(`http://${this.adminAddress}/api/${method}`, {
+      method: 'POST',
+      body: JSON.stringify(request),
+    });
+    return response.json();
+  }
+}
+
+class Client {
+  #unread = [];
+  #readers = [];
+  #closed;
+
+  constructor(url, options) {
+    this.socket = new WebSocket(url, { perMessageDeflate: false, ...options });
+    this.opened = once(this.socket, 'open', { signal: AbortSignal.timeout(DEADLINE_MS) });
+    this.socket.on('upgrade', (response) => {
+      this.connectionId = response.headers['x-connection-id'];
+    });
+    this.socket.on('message', (data, isBinary) => {
+      this.#take({ message: isBinary ? data : data.toString() });
+    });
+    this.#closed = new Promise((resolve) => {
+      this.socket.on('close', (code, reason) => {
+        resolve({ code, reason: reason.toString() });
+        this.#take({ end: true });
+      });
+    });
+  }
+
+  #take(event) {
+    const reader = this.#readers.shift();
+    if (reader) reader(event);
+    else this.#unread.push(event);
+  }
+
+  send(data, options = {}) {
+    this.socket.send(data, options);
+  }
+
+  /** The next message: a string for a text, a Buffer for a binary. */
+  async read() {
+    const event = this.#unread.shift() ?? (await new Promise((take) => this.#readers.push(take)));
+    assert.ok(!event.end, 'the connection was closed');
+    return event.message;
+  }
+
+  /** The code and the reason of the close. */
+  async closed() {
+    return this.#closed;
+  }
+
+  /** Closes, and answers what the gateway closed with. */
+  async close(code = 1000, reason = '') {
+    this.socket.close(code, reason);
+    return this.closed();
+  }
+}
+
+/** The HTTP answer to an opening handshake that is refused. */
+async function refusal(url, options = {}) {
+  const socket = new WebSocket(url, options);
+  // Ending the request below is an error to ws, and no news to us.
+  socket.on('error', () => {});
+  const signal = AbortSignal.timeout(DEADLINE_MS);
+  const [request, response] = await once(socket, 'unexpected-response', { signal });
+  const chunks = [];
+  for await (const chunk of response) chunks.push(chunk);
+  request.destroy();
+  return {
+    status: response.statusCode,
+    headers: response.headers,
+    body: Buffer.concat(chunks).toString(),
+  };
+}
+
+module.exports = { DEADLINE_MS, refusal, startGateway, until };
