@@ -231,11 +231,9 @@ fn connection(gateway: &Gateway, parameters: &Parameters) -> Result<ConnectionId
 fn message(gateway: &Gateway, parameters: &Parameters) -> Result<Bytes, ApiError> {
     match (parameters.get("data"), string(parameters, "b64data")?) {
         (Some(_), Some(_)) => {
-            return Err(ApiError::BadRequest("give data or b64data, not both".to_owned()));
+            Err(ApiError::BadRequest("give data or b64data, not both".to_owned()))
         }
-        (None, None) => {
-            return Err(missing("data", "a JSON value, or b64data, a string in base64"));
-        }
+        (None, None) => Err(missing("data", "a JSON value, or b64data, a string in base64")),
         (Some(Value::String(text)), None) => encode(gateway, Opcode::Text, text.as_bytes()),
         (Some(value), None) => encode(gateway, Opcode::Text, value.to_string().as_bytes()),
         (None, Some(base64)) => {
