@@ -34,7 +34,8 @@ const CHURN: usize = 100_000;
 const CHURN_AT_A_TIME: usize = 100;
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let arguments: Vec<String> =
+        std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["serve-fastwebsockets"] => block_on(serve_fastwebsockets()),
@@ -56,7 +57,9 @@ fn measure(what: &str) {
         "idle" => block_on(idle()),
         "churn" => block_on(churn()),
         unknown => {
-            eprintln!("there is no measurement \"{unknown}\"; there are echo, fan-out, idle, churn");
+            eprintln!(
+                "there is no measurement \"{unknown}\"; there are echo, fan-out, idle, churn"
+            );
             std::process::exit(2);
         }
     }
@@ -166,25 +169,29 @@ async fn serve_fastwebsockets() {
         let (socket, _) = listener.accept().await.expect("a connection");
         socket.set_nodelay(true).expect("a socket option");
         tokio::task::spawn_local(async move {
-            let service = service_fn(|mut request: hyper::Request<hyper::body::Incoming>| async move {
-                let (response, upgraded) = upgrade::upgrade(&mut request)?;
-                tokio::task::spawn_local(async move {
-                    let mut websocket = FragmentCollector::new(upgraded.await.expect("an upgrade"));
-                    loop {
-                        let Ok(frame) = websocket.read_frame().await else { break };
-                        match frame.opcode {
-                            OpCode::Close => break,
-                            OpCode::Text | OpCode::Binary => {
-                                if websocket.write_frame(frame).await.is_err() {
-                                    break;
+            let service =
+                service_fn(|mut request: hyper::Request<hyper::body::Incoming>| async move {
+                    let (response, upgraded) = upgrade::upgrade(&mut request)?;
+                    tokio::task::spawn_local(async move {
+                        let mut websocket =
+                            FragmentCollector::new(upgraded.await.expect("an upgrade"));
+                        loop {
+                            let Ok(frame) = websocket.read_frame().await else { break };
+                            match frame.opcode {
+                                OpCode::Close => break,
+                                OpCode::Text | OpCode::Binary => {
+                                    if websocket.write_frame(frame).await.is_err() {
+                                        break;
+                                    }
                                 }
+                                _ => {}
                             }
-                            _ => {}
                         }
-                    }
+                    });
+                    Ok::<hyper::Response<Empty<bytes::Bytes>>, fastwebsockets::WebSocketError>(
+                        response,
+                    )
                 });
-                Ok::<hyper::Response<Empty<bytes::Bytes>>, fastwebsockets::WebSocketError>(response)
-            });
             _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(hyper_util::rt::TokioIo::new(socket), service)
                 .with_upgrades()
@@ -355,7 +362,11 @@ fn print_costs(servers: &[Server], costs: &[Vec<f64>], each: &str) {
         });
         let ratios: Vec<String> = ratios.collect();
         let microseconds = median(own.clone());
-        println!("  {:<15} {microseconds:7.3} µs of CPU a {each}   {}", server.name, ratios.join(", "));
+        println!(
+            "  {:<15} {microseconds:7.3} µs of CPU a {each}   {}",
+            server.name,
+            ratios.join(", ")
+        );
     }
 }
 

@@ -1,0 +1,153 @@
+//! A WebSocket client that is not our own code: fastwebsockets over tokio.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+
+use bytes::Bytes;
+use fastwebsockets::handshake;
+use fastwebsockets::{FragmentCollector, Frame, OpCode, Payload};
+use http::Request;
+use http_body_util::Empty;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::support::within;
+
+/// How many handshakes [`connect_many`] has going on at a time.
+const CONCURRENT_HANDSHAKES: usize = 32;
+
+/// Something that a client is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Message {
+    Text(String),
+    Binary(Vec<u8>),
+    /// The code is absent where the Close carries none.
+    Close(Option<u16>, String),
+}
+
+/// An open connection. It answers Ping and Close by itself, but only while it reads.
+pub(crate) struct Client {
+    socket: FragmentCollector<TokioIo<Upgraded>>,
+    /// What the gateway calls it.
+    pub(crate) id: String,
+}
+
+/// Has hyper's tasks run by tokio.
+struct Spawn;
+
+impl hyper::rt::Executor<Pin<Box<dyn Future<Output = ()> + Send>>> for Spawn {
+    fn execute(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        tokio::spawn(future);
+    }
+}
+
+impl Client {
+    pub(crate) async fn connect(address: SocketAddr, path: &str) -> Self {
+        let request = Request::builder()
+            .uri(path)
+            .header("host", address.to_string())
+            .header("upgrade", "websocket")
+            .header("connection", "upgrade")
+            .header("sec-websocket-key", handshake::generate_key())
+            .header("sec-websocket-version", "13")
+            .body(Empty::<Bytes>::new())
+            .expect("tests ask for good paths");
+        let connecting = async {
+            let socket = TcpStream::connect(address).await?;
+            socket.set_nodelay(true)?;
+            handshake::client(&Spawn, request, socket).await
+        };
+        let (socket, response) = within("the end of a handshake", connecting).await.expect(path);
+        let id = response.headers()["x-connection-id"].to_str().expect("a UUID").to_owned();
+        Self { socket: FragmentCollector::new(socket), id }
+    }
+
+    /// The shard that serves it: the lower twelve bits of the third group of the UUID.
+    pub(crate) fn shard(&self) -> usize {
+        let group = self.id.split('-').nth(2).expect("a UUID has five groups");
+        usize::from_str_radix(&group[1..], 16).expect("a UUID has hexadecimal digits")
+    }
+
+    pub(crate) async fn send_text(&mut self, text: &str) {
+        self.send_frame(Frame::text(Payload::Borrowed(text.as_bytes()))).await;
+    }
+
+    pub(crate) async fn send_binary(&mut self, payload: &[u8]) {
+        self.send_frame(Frame::binary(Payload::Borrowed(payload))).await;
+    }
+
+    /// Sends a binary message in fragments of at most `fragment_bytes` bytes.
+    pub(crate) async fn send_fragmented(&mut self, payload: &[u8], fragment_bytes: usize) {
+        let mut fragments = payload.chunks(fragment_bytes).peekable();
+        let mut opcode = OpCode::Binary;
+        while let Some(fragment) = fragments.next() {
+            let is_last = fragments.peek().is_none();
+            let frame = Frame::new(is_last, opcode, None, Payload::Borrowed(fragment));
+            self.send_frame(frame).await;
+            opcode = OpCode::Continuation;
+        }
+    }
+
+    pub(crate) async fn send_close(&mut self, code: u16, reason: &str) {
+        self.send_frame(Frame::close(code, reason.as_bytes())).await;
+    }
+
+    async fn send_frame(&mut self, frame: Frame<'_>) {
+        let sent = within("a message to be sent", self.socket.write_frame(frame)).await;
+        sent.expect("the gateway listens");
+    }
+
+    /// The next message.
+    pub(crate) async fn read(&mut self) -> Message {
+        let frame = within("a message", self.socket.read_frame()).await;
+        let frame = frame.expect("the gateway has more to say");
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text is UTF-8");
+        match frame.opcode {
+            OpCode::Text => Message::Text(text(&frame.payload)),
+            OpCode::Binary => Message::Binary(frame.payload.to_vec()),
+            OpCode::Close => match frame.payload.split_first_chunk() {
+                Some((code, reason)) => {
+                    Message::Close(Some(u16::from_be_bytes(*code)), text(reason))
+                }
+                None => Message::Close(None, String::new()),
+            },
+            OpCode::Continuation | OpCode::Ping | OpCode::Pong => {
+                panic!("fastwebsockets keeps {:?} to itself", frame.opcode)
+            }
+        }
+    }
+
+    /// The next message, which is a text.
+    pub(crate) async fn read_text(&mut self) -> String {
+        match self.read().await {
+            Message::Text(text) => text,
+            other => panic!("expected a text, not {other:?}"),
+        }
+    }
+
+    /// The next message, which is binary.
+    pub(crate) async fn read_binary(&mut self) -> Vec<u8> {
+        match self.read().await {
+            Message::Binary(payload) => payload,
+            other => panic!("expected a binary message, not {other:?}"),
+        }
+    }
+}
+
+/// Opens `count` connections to the same path.
+pub(crate) async fn connect_many(address: SocketAddr, path: &str, count: usize) -> Vec<Client> {
+    let mut connecting = JoinSet::new();
+    let mut clients = Vec::with_capacity(count);
+    for _ in 0..count {
+        if connecting.len() == CONCURRENT_HANDSHAKES {
+            let connected = connecting.join_next().await;
+            clients.push(connected.expect("some are connecting").expect("connecting succeeds"));
+        }
+        let path = path.to_owned();
+        connecting.spawn(async move { Client::connect(address, &path).await });
+    }
+    clients.extend(connecting.join_all().await);
+    clients
+}

@@ -1,0 +1,179 @@
+//! One running gateway.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use http::Method;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::support::admin::{self, Answer, Requests};
+use crate::support::client::Client;
+use crate::support::metrics::Metrics;
+use crate::support::raw::RawClient;
+use crate::support::until;
+
+/// The binary under test, serving on free ports. It is killed when this is dropped.
+pub(crate) struct Gateway {
+    process: Child,
+    /// Holds its port file and its log.
+    folder: PathBuf,
+    /// Where clients connect.
+    pub(crate) listen: SocketAddr,
+    /// Where operators and backends connect.
+    pub(crate) admin_listen: SocketAddr,
+}
+
+impl Gateway {
+    /// Starts `wsgate serve` with these flags and waits until it serves.
+    pub(crate) async fn start(flags: &[&str]) -> Self {
+        Self::start_by(Command::new(env!("CARGO_BIN_EXE_wsgate")), flags).await
+    }
+
+    /// Starts it where a process may have `open_files` descriptors, and no more.
+    pub(crate) async fn start_with_open_files(open_files: u32, flags: &[&str]) -> Self {
+        let mut shell = Command::new("sh");
+        let script = format!("ulimit -n {open_files}; exec \"$0\" \"$@\"");
+        shell.args(["-c", &script, env!("CARGO_BIN_EXE_wsgate")]);
+        Self::start_by(shell, flags).await
+    }
+
+    async fn start_by(mut command: Command, flags: &[&str]) -> Self {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let name = format!("gateway-{}-{number}", std::process::id());
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+        fs::create_dir_all(&folder).expect("the directory for tests can be written to");
+        let log = File::create(folder.join("log")).expect("the folder is ours");
+        let port_file = folder.join("ports");
+        command
+            .arg("serve")
+            .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+            .arg("--port-file")
+            .arg(&port_file)
+            .args(flags)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        let process = command.spawn().expect("wsgate starts");
+        let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut gateway = Self { process, folder, listen: unknown, admin_listen: unknown };
+        let ports = until("the port file", async || {
+            let ended = gateway.process.try_wait().expect("it is our child");
+            assert_eq!(ended, None, "the gateway ended instead of serving");
+            fs::read_to_string(&port_file).ok()
+        });
+        let ports = ports.await;
+        let address = |name: &str| -> SocketAddr {
+            let line = ports.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            line.expect("the port file names both listeners").parse().expect("an address")
+        };
+        (gateway.listen, gateway.admin_listen) = (address("listen"), address("admin_listen"));
+        gateway
+    }
+
+    /// A WebSocket client, once its handshake is over.
+    pub(crate) async fn connect(&self, path: &str) -> Client {
+        Client::connect(self.listen, path).await
+    }
+
+    /// A WebSocket client that the given shard serves: which one does is the gateway's choice, so
+    /// others are closed again until it is that one.
+    pub(crate) async fn connect_to_shard(&self, shard: usize, path: &str) -> Client {
+        for _ in 0..200 {
+            let client = self.connect(path).await;
+            if client.shard() == shard {
+                return client;
+            }
+        }
+        panic!("of 200 connections none was served by shard {shard}");
+    }
+
+    /// A client for bytes as given, once its handshake is over.
+    pub(crate) async fn open_raw(&self, path: &str) -> RawClient {
+        let mut client = RawClient::connect(self.listen).await;
+        client.upgrade(path).await;
+        client
+    }
+
+    /// A client for bytes as given that takes little when it does not read, once its handshake is
+    /// over.
+    pub(crate) async fn open_stalled(&self, path: &str) -> RawClient {
+        let mut client = RawClient::connect_with_receive_buffer(self.listen, 4096).await;
+        client.upgrade(path).await;
+        client
+    }
+
+    /// GET `path` from the admin port.
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        admin::ask(self.admin_listen, Method::GET, path, String::new()).await
+    }
+
+    /// Calls a method of the API and returns its result.
+    pub(crate) async fn call(&self, method: &str, parameters: Value) -> Value {
+        let path = format!("/api/{method}");
+        let body = parameters.to_string();
+        let answer = admin::ask(self.admin_listen, Method::POST, &path, body).await.json();
+        answer.get("result").unwrap_or_else(|| panic!("{method}: {answer}")).clone()
+    }
+
+    /// A connection to the admin port for many requests.
+    pub(crate) async fn requests(&self) -> Requests {
+        Requests::connect(self.admin_listen).await
+    }
+
+    /// What Prometheus would see now.
+    pub(crate) async fn metrics(&self) -> Metrics {
+        Metrics::parse(&self.get("/metrics").await.body)
+    }
+
+    /// Waits until the sum of the series of `name` with these labels is `expected`.
+    pub(crate) async fn until_metric(&self, name: &str, labels: &[(&str, &str)], expected: f64) {
+        let mut last = f64::NAN;
+        let what = format!("{name} {labels:?} to be {expected}");
+        let seen = async || {
+            last = self.metrics().await.sum(name, labels);
+            (last == expected).then_some(())
+        };
+        let result = tokio::time::timeout(crate::support::PATIENCE, until(&what, seen)).await;
+        assert!(result.is_ok(), "waited in vain for {what}; it is {last}");
+    }
+
+    /// Everything it has logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).expect("the log is there from the start")
+    }
+
+    /// Waits until it has logged `text`.
+    pub(crate) async fn until_logged(&self, text: &str) {
+        let what = format!("{text:?} in the log");
+        until(&what, async || self.log().contains(text).then_some(())).await;
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.process), signal).expect("it runs");
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn exit(&mut self) -> ExitStatus {
+        let process = &mut self.process;
+        until("the end of the gateway", async || process.try_wait().expect("it is our child")).await
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        // It may have ended already.
+        _ = self.process.kill();
+        _ = self.process.wait();
+        if std::thread::panicking() {
+            eprintln!("---- the gateway's log ----\n{}", self.log());
+        }
+        _ = fs::remove_dir_all(&self.folder);
+    }
+}
