@@ -266,8 +266,6 @@ impl Shard {
         self.counters.dropped_messages[action as usize].add(frames as u64);
     }
 }
-#[cfg(test)]
-mod sizes {
     #[test]
     fn sizes() {
         eprintln!(
