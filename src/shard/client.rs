@@ -266,22 +266,3 @@ impl Shard {
         self.counters.dropped_messages[action as usize].add(frames as u64);
     }
 }
-    #[test]
-    fn sizes() {
-        eprintln!(
-            "client {} connection {} decoder {} outbound {} driver {} tcp {} sub {}",
-            size_of::<super::Client>(),
-            size_of::<super::Connection>(),
-            size_of::<crate::wire::decoder::Decoder>(),
-            size_of::<crate::connection::outbound::OutboundQueue>(),
-            size_of::<crate::shard::driver::Driver>(),
-            size_of::<tokio::net::TcpStream>(),
-            size_of::<Option<super::ChannelKey>>()
-        );
-        eprintln!(
-            "instant {} opt waker {}",
-            size_of::<std::time::Instant>(),
-            size_of::<std::cell::RefCell<Option<std::task::Waker>>>()
-        );
-    }
-}
