@@ -67,39 +67,36 @@ fn is_exhaustion(error: &io::Error) -> bool {
 /// Serves a new socket here, or hands it to the shard that has least to do.
 fn admit(shard: &Rc<Shard>, socket: TcpStream) {
     shard.counters.connections_accepted.increment();
-    let now = Instant::now();
-    if shard.loads.is_full() {
-        refuse(shard, socket, now);
+    let accepted_at = Instant::now();
+    if !shard.loads.try_enter() {
+        refuse(shard, socket, accepted_at);
         return;
     }
     let target = shard.loads.place(shard.id);
-    shard.loads.add(target);
     if target == shard.id {
-        handshake::begin(shard, socket, now, None);
+        handshake::begin(shard, socket, accepted_at, None);
         return;
     }
     let Ok(socket) = socket.into_std() else {
         // It cannot be taken from this thread's epoll instance, so it cannot be used at all.
-        shard.loads.remove(target);
+        shard.loads.leave(target);
         return;
     };
-    let order = Order::Serve { socket, accepted_at: now };
+    let order = Order::Serve { socket, accepted_at };
     if let Err(Order::Serve { socket, accepted_at }) = shard.shards[target.index()].try_order(order)
     {
         // That shard is busy with other things; so serve it here after all.
-        shard.loads.remove(target);
-        shard.loads.add(shard.id);
+        shard.loads.replace(target, shard.id);
         handshake::begin_handed_over(shard, socket, accepted_at);
     }
 }
 
 /// Answers with 503, as far as there are descriptors for that.
-fn refuse(shard: &Rc<Shard>, socket: TcpStream, now: Instant) {
+fn refuse(shard: &Rc<Shard>, socket: TcpStream, accepted_at: Instant) {
     if shard.refused.get() >= MAX_REFUSED {
         shard.counters.connections_rejected[Rejection::Overload as usize].increment();
         return;
     }
     shard.refused.set(shard.refused.get() + 1);
-    shard.loads.add(shard.id);
-    handshake::begin(shard, socket, now, Some(Rejection::Full));
+    handshake::begin(shard, socket, accepted_at, Some(Rejection::Full));
 }

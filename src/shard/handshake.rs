@@ -87,11 +87,9 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if self.handshake.refusal.is_some() {
-            self.shard.refused.set(self.shard.refused.get() - 1);
-        }
         if !self.is_kept {
             self.shard.leave(self.handshake.id);
+            uncount(&self.shard, self.handshake.refusal);
         }
     }
 }
@@ -125,7 +123,7 @@ pub(crate) fn begin_handed_over(shard: &Rc<Shard>, socket: StdTcpStream, accepte
         Err(error) => {
             debug!(%error, "a new socket cannot be watched");
             shard.counters.connections_rejected[Rejection::Disconnected as usize].increment();
-            release_uncounted(shard, None);
+            uncount(shard, None);
         }
     }
 }
@@ -143,7 +141,7 @@ pub(crate) fn begin(
     });
     let Some(handshake) = handshake else {
         shard.counters.connections_rejected[Rejection::Overload as usize].increment();
-        release_uncounted(shard, refusal);
+        uncount(shard, refusal);
         return;
     };
     let deadline = accepted_at + shard.settings.handshake_timeout;
@@ -158,12 +156,12 @@ pub(crate) fn begin(
     tokio::task::spawn_local(serve(place, socket, accepted_at));
 }
 
-/// Undoes the counting of a socket that got no slot.
-fn release_uncounted(shard: &Shard, refusal: Option<Rejection>) {
-    if refusal.is_some() {
-        shard.refused.set(shard.refused.get() - 1);
+/// Undoes the counting of a socket of which no connection comes.
+fn uncount(shard: &Shard, refusal: Option<Rejection>) {
+    match refusal {
+        Some(_) => shard.refused.set(shard.refused.get() - 1),
+        None => shard.loads.leave(shard.id),
     }
-    shard.loads.remove(shard.id);
 }
 
 async fn serve(mut place: Place, socket: TcpStream, accepted_at: Instant) {

@@ -70,6 +70,7 @@ const TASKS_PER_EVENT_POLL: u32 = 256;
 #[derive(Debug)]
 pub struct Loads {
     shards: Vec<AtomicUsize>,
+    total: AtomicUsize,
     max_connections: usize,
 }
 
@@ -77,12 +78,12 @@ impl Loads {
     /// Loads of `shards` empty shards that may have `max_connections` together.
     pub fn new(shards: u16, max_connections: usize) -> Self {
         let shards = (0..shards).map(|_| AtomicUsize::new(0)).collect();
-        Self { shards, max_connections }
+        Self { shards, total: AtomicUsize::new(0), max_connections }
     }
 
     /// Connections of all shards together.
     pub fn total(&self) -> usize {
-        self.shards.iter().map(|load| load.load(Ordering::Relaxed)).sum()
+        self.total.load(Ordering::Relaxed)
     }
 
     /// Most connections that are served at a time.
@@ -95,21 +96,34 @@ impl Loads {
         self.total() >= self.max_connections
     }
 
-    fn add(&self, shard: ShardId) {
-        self.shards[shard.index()].fetch_add(1, Ordering::Relaxed);
+    /// Counts one more connection, unless there are as many as are allowed.
+    fn try_enter(&self) -> bool {
+        let more = |total| (total < self.max_connections).then_some(total + 1);
+        self.total.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
-    fn remove(&self, shard: ShardId) {
-        self.shards[shard.index()].fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// The shard to serve a socket that `here` has accepted: another one only where that makes a
-    /// difference, since a hand-over costs a wake-up of its thread.
+    /// The shard to serve a socket that `here` has accepted, which is counted there: another one only
+    /// where that makes a difference, since a hand-over costs a wake-up of its thread.
     fn place(&self, here: ShardId) -> ShardId {
         let load = |index: usize| self.shards[index].load(Ordering::Relaxed);
         let least = (0..self.shards.len()).min_by_key(|index| load(*index)).unwrap_or_default();
         let (mine, lowest) = (load(here.index()), load(least));
-        if mine > lowest + 1 + lowest / 16 { ShardId::new(least as u16) } else { here }
+        let is_uneven = mine > lowest + 1 + lowest / 16;
+        let target = if is_uneven { ShardId::new(least as u16) } else { here };
+        self.shards[target.index()].fetch_add(1, Ordering::Relaxed);
+        target
+    }
+
+    /// What was counted for `from` is `to`'s.
+    fn replace(&self, from: ShardId, to: ShardId) {
+        self.shards[from.index()].fetch_sub(1, Ordering::Relaxed);
+        self.shards[to.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One connection of `shard` has ended.
+    fn leave(&self, shard: ShardId) {
+        self.shards[shard.index()].fetch_sub(1, Ordering::Relaxed);
+        self.total.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -379,7 +393,6 @@ impl Shard {
         if let Ok(mut connection) = client.connection.try_borrow_mut() {
             let waiting = connection.outbound.bytes();
             self.counters.outbound_queue_bytes.moved(waiting, 0);
-            *connection = Connection::new(self.now());
             connection.handle_disconnect();
         }
         let initiator = match ending.initiator {
@@ -398,6 +411,7 @@ impl Shard {
             "connection closed"
         );
         self.leave(client.id);
+        self.loads.leave(self.id);
     }
 
     fn unsubscribe(&self, subscription: crate::hub::SubscriptionKey) {
@@ -412,7 +426,6 @@ impl Shard {
     /// Frees the slot of `id`.
     fn leave(&self, id: ConnectionId) {
         self.table.borrow_mut().remove(id);
-        self.loads.remove(self.id);
         if self.table.borrow().len() == 0 {
             self.emptied.notify_one();
         }
@@ -433,3 +446,6 @@ async fn timers(shard: Rc<Shard>) {
         shard.handle_timeouts(shard.now());
     }
 }
+
+#[cfg(test)]
+mod tests;
