@@ -177,14 +177,12 @@ async fn serve_fastwebsockets() {
                             FragmentCollector::new(upgraded.await.expect("an upgrade"));
                         loop {
                             let Ok(frame) = websocket.read_frame().await else { break };
-                            match frame.opcode {
-                                OpCode::Close => break,
-                                OpCode::Text | OpCode::Binary => {
-                                    if websocket.write_frame(frame).await.is_err() {
-                                        break;
-                                    }
-                                }
-                                _ => {}
+                            if frame.opcode == OpCode::Close {
+                                break;
+                            }
+                            let is_data = matches!(frame.opcode, OpCode::Text | OpCode::Binary);
+                            if is_data && websocket.write_frame(frame).await.is_err() {
+                                break;
                             }
                         }
                     });

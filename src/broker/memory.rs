@@ -254,10 +254,21 @@ impl MemoryBroker {
         }
     }
 
+    /// Learns of every subscription that was announced so far. Whoever was told that its subscription
+    /// stands was announced before, so it is known to all that is published after.
+    fn take_announcements(&self) {
+        while let Ok(announcement) = self.inbound.borrow_mut().announcements.try_recv() {
+            self.take_announcement(announcement);
+        }
+    }
+
     fn take_announcement(&self, announcement: Announcement) {
         let Announcement { channel, shard, subscribed } = announcement;
         let mut directory = self.directory.borrow_mut();
         if subscribed {
+            if shard != self.shard {
+                self.addresses[self.shard.index()].subscribe_permits.add_permits(1);
+            }
             directory.add(&channel, shard);
         } else {
             directory.remove(&channel, shard);
@@ -299,6 +310,7 @@ impl Broker for MemoryBroker {
             self.publications[home.index()].send(parcel(), &self.room, &self.counters);
             return None;
         }
+        self.take_announcements();
         let mut here = false;
         for shard in self.directory.borrow().shards(channel) {
             if *shard == self.shard {
@@ -326,9 +338,6 @@ impl Broker for MemoryBroker {
         self.room.waker.replace(Some(cx.waker().clone()));
         let mut inbound = self.inbound.borrow_mut();
         while let Poll::Ready(Some(announcement)) = inbound.announcements.poll_recv(cx) {
-            if announcement.subscribed {
-                self.addresses[self.shard.index()].subscribe_permits.add_permits(1);
-            }
             self.take_announcement(announcement);
         }
         if let Poll::Ready(Some(Parcel { channel, batch })) = inbound.deliveries.poll_recv(cx) {

@@ -322,7 +322,7 @@ pub(crate) mod tests {
     fn drain(queue: &mut OutboundQueue, step: usize) -> Vec<u8> {
         let mut output = Vec::new();
         while !queue.is_empty() {
-            let offered = offered(&queue);
+            let offered = offered(queue);
             let written = offered.len().min(step);
             output.extend_from_slice(&offered[..written]);
             queue.advance(written);

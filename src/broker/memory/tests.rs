@@ -7,8 +7,6 @@ use std::time::Instant;
 use tokio::task::LocalSet;
 
 use super::*;
-use crate::wire::frame;
-use crate::wire::header::Opcode;
 
 const ROOMY: Bounds = Bounds { entries: 1_024, bytes: 1 << 20 };
 
@@ -91,7 +89,8 @@ impl Shards {
 }
 
 fn batch(text: &str) -> Batch {
-    Batch::single(frame::encode(Opcode::Text, text.as_bytes()), Instant::now())
+    let frame = [&[0x81, text.len() as u8], text.as_bytes()].concat();
+    Batch::single(frame.into(), Instant::now())
 }
 
 /// The payloads of a batch of short text frames.
