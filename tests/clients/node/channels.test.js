@@ -1,14 +1,15 @@
 'use strict';
 
 const assert = require('node:assert/strict');
-const { before, describe, it } = require('node:test');
+const { after, before, describe, it } = require('node:test');
 const { DEADLINE_MS, startGateway, until } = require('./gateway');
 
 describe('a channel', { timeout: 4 * DEADLINE_MS }, () => {
   let gateway;
-  before(async (test) => {
-    gateway = await startGateway(test);
+  before(async () => {
+    gateway = await startGateway();
   });
+  after(() => gateway.stop());
 
   it('delivers what anyone sends to everyone, the sender included', async () => {
     const clients = await Promise.all(Array.from({ length: 6 }, () => gateway.connect('/channels/all')));

@@ -3,16 +3,17 @@
 const assert = require('node:assert/strict');
 const { randomBytes } = require('node:crypto');
 const { once } = require('node:events');
-const { before, describe, it } = require('node:test');
+const { after, before, describe, it } = require('node:test');
 const { DEADLINE_MS, startGateway } = require('./gateway');
 
 const LIMIT = 64 * 1024;
 
 describe('an echo', { timeout: 4 * DEADLINE_MS }, () => {
   let gateway;
-  before(async (test) => {
-    gateway = await startGateway(test);
+  before(async () => {
+    gateway = await startGateway();
   });
+  after(() => gateway.stop());
 
   it('is text for text and binary for binary', async () => {
     const client = await gateway.connect('/echo');

@@ -2,7 +2,8 @@
 
 // A gateway that runs, and clients of npm's ws that talk to it.
 //
-// - startGateway: `wsgate serve` on free ports of the loopback address, ended with its test.
+// - startGateway: `wsgate serve` on free ports of the loopback address.
+// - Gateway: its addresses, its clients and its end.
 // - Client: a ws whose messages are read one after the other.
 
 const assert = require('node:assert/strict');
@@ -29,8 +30,8 @@ async function until(condition, what) {
   }
 }
 
-/** `flags` are added to those that every gateway here is started with. */
-async function startGateway(test, ...flags) {
+/** `flags` are added to those that every gateway here is started with. To be stopped by its user. */
+async function startGateway(...flags) {
   const directory = fs.mkdtempSync(path.join(process.env.TEST_DIRECTORY || os.tmpdir(), 'node-'));
   const portFile = path.join(directory, 'ports');
   const log = fs.openSync(path.join(directory, 'gateway.log'), 'w');
@@ -51,30 +52,47 @@ async function startGateway(test, ...flags) {
     { stdio: ['ignore', log, log], env: Object.fromEntries(environment) },
   );
   fs.closeSync(log);
-  const exited = once(child, 'exit');
-
-  test.after(async () => {
-    child.kill('SIGTERM');
-    const [status] = await exited;
-    const text = fs.readFileSync(path.join(directory, 'gateway.log'), 'utf8');
-    fs.rmSync(directory, { recursive: true });
-    assert.equal(status, 0, text);
-    assert.doesNotMatch(text, /panicked/);
-  });
-
-  await until(() => {
-    assert.equal(child.exitCode, null, 'the gateway ended before it listened');
-    return fs.existsSync(portFile);
-  }, 'the gateway listens');
+  const gateway = new Gateway(child, directory);
+  try {
+    await until(() => {
+      assert.equal(child.exitCode, null, 'the gateway ended before it listened');
+      return fs.existsSync(portFile);
+    }, 'the gateway listens');
+  } catch (error) {
+    child.kill('SIGKILL');
+    throw error;
+  }
   const lines = fs.readFileSync(portFile, 'utf8').trim().split('\n');
   const ports = Object.fromEntries(lines.map((line) => line.split('=')));
-  return new Gateway(ports.listen, ports.admin_listen);
+  gateway.address = ports.listen;
+  gateway.adminAddress = ports.admin_listen;
+  return gateway;
 }
 
 class Gateway {
-  constructor(address, adminAddress) {
-    this.address = address;
-    this.adminAddress = adminAddress;
+  #child;
+  #exited;
+  #directory;
+  #clients = [];
+
+  constructor(child, directory) {
+    this.#child = child;
+    this.#exited = once(child, 'exit');
+    this.#directory = directory;
+  }
+
+  /** Ends the process, and says so if it did not end as it should. */
+  async stop() {
+    // What a failed test left open must not keep this process from its end.
+    for (const client of this.#clients) client.socket.terminate();
+    this.#child.kill('SIGTERM');
+    const impatience = AbortSignal.timeout(DEADLINE_MS);
+    impatience.addEventListener('abort', () => this.#child.kill('SIGKILL'));
+    const [status] = await this.#exited;
+    const log = fs.readFileSync(path.join(this.#directory, 'gateway.log'), 'utf8');
+    fs.rmSync(this.#directory, { recursive: true });
+    assert.equal(status, 0, log);
+    assert.doesNotMatch(log, /panicked/);
   }
 
   url(target) {
@@ -84,6 +102,7 @@ class Gateway {
   /** A client of this gateway, once it is open. */
   async connect(target, options = {}) {
     const client = new Client(this.url(target), options);
+    this.#clients.push(client);
     await client.opened;
     return client;
   }

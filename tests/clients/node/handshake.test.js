@@ -1,14 +1,15 @@
 'use strict';
 
 const assert = require('node:assert/strict');
-const { before, describe, it } = require('node:test');
+const { after, before, describe, it } = require('node:test');
 const { DEADLINE_MS, refusal, startGateway } = require('./gateway');
 
 describe('an opening handshake', { timeout: 4 * DEADLINE_MS }, () => {
   let gateway;
-  before(async (test) => {
-    gateway = await startGateway(test);
+  before(async () => {
+    gateway = await startGateway();
   });
+  after(() => gateway.stop());
 
   it('tells the connection id in its answer, and as the first message where asked', async () => {
     const client = await gateway.connect('/echo?hello=true');
@@ -48,7 +49,8 @@ describe('an opening handshake', { timeout: 4 * DEADLINE_MS }, () => {
 
 describe('a gateway that is full', { timeout: 4 * DEADLINE_MS }, () => {
   it('answers with 503 and when to try again', async (test) => {
-    const gateway = await startGateway(test, '--max-connections=1');
+    const gateway = await startGateway('--max-connections=1');
+    test.after(() => gateway.stop());
     const client = await gateway.connect('/echo');
     const answer = await refusal(gateway.url('/echo'));
     assert.equal(answer.status, 503);

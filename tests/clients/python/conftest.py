@@ -1,12 +1,29 @@
+"""Gateways for tests to talk to: one for all of them, and as many of their own as they like."""
+
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 from gateway import Gateway, binary
 
 StartGateway = Callable[..., Gateway]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="fail where a tool is missing")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and item.config.getoption("--no-skips"):
+        report.outcome = "failed"
+        report.longrepr = f"nothing may be skipped: {report.longrepr[2]}"
+    return report
 
 
 def pytest_sessionstart() -> None:

@@ -153,7 +153,9 @@ class Gateway:
         """Calls the HTTP API; a header is named like `X_API_Key="secret"`."""
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         body = json.dumps(request)
-        return self.admin("POST", f"/api/{method}", body, {"Content-Type": "application/json"} | names)
+        return self.admin(
+            "POST", f"/api/{method}", body, {"Content-Type": "application/json"} | names
+        )
 
     def metrics(self) -> Metrics:
         answer = self.admin("GET", "/metrics")

@@ -11,7 +11,6 @@ import os
 import select
 import socket
 import struct
-import time
 from dataclasses import dataclass
 
 from gateway import DEADLINE_SECONDS, Address, Answer
@@ -66,7 +65,9 @@ def close_payload(code: int, reason: str = "") -> bytes:
     return struct.pack("!H", code) + reason.encode()
 
 
-def open_request(address: Address, path: str = "/echo", headers: dict[str, str | None] | None = None) -> bytes:
+def open_request(
+    address: Address, path: str = "/echo", headers: dict[str, str | None] | None = None
+) -> bytes:
     """The request of an opening handshake; a header that is None is left out."""
     host, port = address
     lines: dict[str, str | None] = {
@@ -202,7 +203,3 @@ class RawClient:
         if not received:
             raise EOFError(f"the gateway closed the socket after {self._unread!r}")
         self._unread += received
-
-
-def seconds_since(start: float) -> float:
-    return time.monotonic() - start

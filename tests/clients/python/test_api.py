@@ -32,7 +32,10 @@ def cent(gateway: Gateway, api_key: str = "") -> Client:
 def test_cent_publishes_json_as_its_compact_text(gateway: Gateway) -> None:
     with gateway.connect("/channels/cent") as client, cent(gateway) as api:
         for data, text in [
-            ({"input": "hello", "numbers": [1, 2.5, None]}, '{"input":"hello","numbers":[1,2.5,null]}'),
+            (
+                {"input": "hello", "numbers": [1, 2.5, None]},
+                '{"input":"hello","numbers":[1,2.5,null]}',
+            ),
             ({"b": 1, "a": 2}, '{"b":1,"a":2}'),
             (["🦀"], '["🦀"]'),
             (42, "42"),
@@ -48,7 +51,9 @@ def test_cent_publishes_json_as_its_compact_text(gateway: Gateway) -> None:
 def test_cent_publishes_binary_as_base64(gateway: Gateway) -> None:
     data = bytes(range(256))
     with gateway.connect("/channels/cent") as client, cent(gateway) as api:
-        api.publish(PublishRequest(channel="cent", data=None, b64data=base64.b64encode(data).decode()))
+        api.publish(
+            PublishRequest(channel="cent", data=None, b64data=base64.b64encode(data).decode())
+        )
         assert client.recv(timeout=10) == data
 
 
@@ -62,7 +67,9 @@ def test_cent_broadcasts_to_many_channels_with_an_answer_for_each(gateway: Gatew
         gateway.connect("/channels/two") as two,
         cent(gateway) as api,
     ):
-        result = api.broadcast(BroadcastRequest(channels=["one", "two", "x" * 256], data={"to": "all"}))
+        result = api.broadcast(
+            BroadcastRequest(channels=["one", "two", "x" * 256], data={"to": "all"})
+        )
         assert one.recv(timeout=10) == two.recv(timeout=10) == '{"to":"all"}'
         errors = [response.error for response in result.responses]
         assert errors[:2] == [None, None]
@@ -83,7 +90,10 @@ def test_cent_lists_channels_by_pattern(gateway: Gateway) -> None:
         cent(gateway) as api,
     ):
         found = api.channels(ChannelsRequest(pattern="news*")).channels
-        assert {name: channel.num_clients for name, channel in found.items()} == {"news": 2, "newsroom": 1}
+        assert {name: channel.num_clients for name, channel in found.items()} == {
+            "news": 2,
+            "newsroom": 1,
+        }
         found = api.channels(ChannelsRequest()).channels
         assert {"news", "newsroom", "weather"} <= found.keys()
         assert api.channels(ChannelsRequest(pattern="nothing*")).channels == {}
@@ -101,7 +111,9 @@ def test_cent_asks_for_the_node(start_gateway: StartGateway) -> None:
 def test_message_to_one_connection_reaches_that_one_alone(gateway: Gateway) -> None:
     with gateway.connect("/channels/send") as one, gateway.connect("/channels/send") as other:
         id = one.response.headers["X-Connection-Id"]
-        assert gateway.api("send", {"connection": id, "data": {"for": "you"}}).json() == {"result": {}}
+        assert gateway.api("send", {"connection": id, "data": {"for": "you"}}).json() == {
+            "result": {}
+        }
         assert one.recv(timeout=10) == '{"for":"you"}'
         assert gateway.api("send", {"connection": id, "b64data": "AP8="}).json() == {"result": {}}
         assert one.recv(timeout=10) == b"\x00\xff"
@@ -115,14 +127,20 @@ def test_connection_that_is_gone_is_an_error_not_a_crash(gateway: Gateway) -> No
     with gateway.connect("/echo"):
         for id in [gone, str(uuid.uuid4())]:
             for method in ["send", "disconnect"]:
-                request = {"connection": id, "data": "hello"} if method == "send" else {"connection": id}
+                request = (
+                    {"connection": id, "data": "hello"} if method == "send" else {"connection": id}
+                )
                 gateway.until(
                     lambda: "error" in gateway.api(method, request).json(), "the connection is gone"
                 )
 
 
-@pytest.mark.parametrize(("code", "reason"), [(4001, "bye"), (3000, ""), (1000, "done"), (1008, "grüße")])
-def test_disconnect_closes_with_the_code_and_the_reason(gateway: Gateway, code: int, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "reason"), [(4001, "bye"), (3000, ""), (1000, "done"), (1008, "grüße")]
+)
+def test_disconnect_closes_with_the_code_and_the_reason(
+    gateway: Gateway, code: int, reason: str
+) -> None:
     with gateway.connect("/echo") as client:
         id = client.response.headers["X-Connection-Id"]
         answer = gateway.api("disconnect", {"connection": id, "code": code, "reason": reason})
@@ -132,16 +150,25 @@ def test_disconnect_closes_with_the_code_and_the_reason(gateway: Gateway, code: 
 
 
 @pytest.mark.parametrize("code", [0, 999, 1005, 1006, 1015, 2999, 5000, 70_000, -1, 1000.5])
-def test_disconnect_with_a_code_that_cannot_travel_is_refused(gateway: Gateway, code: float) -> None:
+def test_disconnect_with_a_code_that_cannot_travel_is_refused(
+    gateway: Gateway, code: float
+) -> None:
     with gateway.connect("/echo") as client:
         id = client.response.headers["X-Connection-Id"]
-        assert gateway.api("disconnect", {"connection": id, "code": code}).json()["error"]["code"] == 107
+        assert (
+            gateway.api("disconnect", {"connection": id, "code": code}).json()["error"]["code"]
+            == 107
+        )
         client.send("still here")
         assert client.recv(timeout=10) == "still here"
 
 
-@pytest.mark.parametrize("body", ["", "{", "[1,2]", '"publish"', "{'channel': 'x'}", b"\xff\xfe", "{} {}"])
-def test_body_that_is_no_json_object_is_400_with_code_107(gateway: Gateway, body: str | bytes) -> None:
+@pytest.mark.parametrize(
+    "body", ["", "{", "[1,2]", '"publish"', "{'channel': 'x'}", b"\xff\xfe", "{} {}"]
+)
+def test_body_that_is_no_json_object_is_400_with_code_107(
+    gateway: Gateway, body: str | bytes
+) -> None:
     answer = gateway.admin("POST", "/api/publish", body)
     if body == "":
         # An empty body is that of a method without parameters; what is missing is then the channel.
@@ -216,7 +243,9 @@ def test_api_takes_post_only(gateway: Gateway) -> None:
 
 def test_message_over_the_limit_is_an_error_and_one_of_the_limit_passes(gateway: Gateway) -> None:
     with gateway.connect("/channels/large") as client:
-        assert gateway.api("publish", {"channel": "large", "data": "x" * 65_536}).json() == {"result": {}}
+        assert gateway.api("publish", {"channel": "large", "data": "x" * 65_536}).json() == {
+            "result": {}
+        }
         assert client.recv(timeout=10) == "x" * 65_536
         # The worst that JSON can make of a message of the limit: six bytes for each of its own.
         request = '{"channel": "large", "data": "' + r"\u0001" * 65_536 + '"}'
@@ -235,7 +264,9 @@ def test_body_that_is_too_large_is_413(gateway: Gateway) -> None:
 
 def test_body_that_says_that_it_is_too_large_is_413_before_it_is_sent(gateway: Gateway) -> None:
     with RawClient.dial(gateway.admin_address) as client:
-        client.send(b"POST /api/publish HTTP/1.1\r\nHost: admin\r\nContent-Length: 1000000000\r\n\r\n{")
+        client.send(
+            b"POST /api/publish HTTP/1.1\r\nHost: admin\r\nContent-Length: 1000000000\r\n\r\n{"
+        )
         assert client.read_answer().status == 413
 
 
@@ -269,7 +300,11 @@ def test_one_admin_connection_serves_many_calls(gateway: Gateway) -> None:
     connection = http.client.HTTPConnection(*gateway.admin_address, timeout=10)
     with gateway.connect("/channels/many") as client:
         for number in range(100):
-            connection.request("POST", "/api/publish", json.dumps({"channel": "many", "data": number}))
+            connection.request(
+                "POST", "/api/publish", json.dumps({"channel": "many", "data": number})
+            )
             assert json.load(connection.getresponse()) == {"result": {}}
-        assert [client.recv(timeout=10) for _ in range(100)] == [str(number) for number in range(100)]
+        assert [client.recv(timeout=10) for _ in range(100)] == [
+            str(number) for number in range(100)
+        ]
     connection.close()

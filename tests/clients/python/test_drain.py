@@ -53,7 +53,9 @@ def test_second_signal_ends_the_closing_as_well(start_gateway: StartGateway) -> 
                 client.read_rest()
 
 
-def test_every_client_is_closed_with_1001_evenly_over_the_time_given(start_gateway: StartGateway) -> None:
+def test_every_client_is_closed_with_1001_evenly_over_the_time_given(
+    start_gateway: StartGateway,
+) -> None:
     gateway = start_gateway(drain_grace="0s", drain_duration="2s")
     count = 40
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
@@ -83,7 +85,9 @@ def test_every_client_is_closed_with_1001_evenly_over_the_time_given(start_gatew
         assert gateway.wait() == 0
 
 
-def test_gateway_without_clients_ends_as_soon_as_its_grace_is_over(start_gateway: StartGateway) -> None:
+def test_gateway_without_clients_ends_as_soon_as_its_grace_is_over(
+    start_gateway: StartGateway,
+) -> None:
     gateway = start_gateway(drain_grace="300ms", drain_duration="60s")
     start = time.monotonic()
     gateway.signal(signal.SIGTERM)
@@ -91,7 +95,9 @@ def test_gateway_without_clients_ends_as_soon_as_its_grace_is_over(start_gateway
     assert time.monotonic() - start > 0.25
 
 
-def test_late_client_is_sent_elsewhere_once_the_closing_has_begun(start_gateway: StartGateway) -> None:
+def test_late_client_is_sent_elsewhere_once_the_closing_has_begun(
+    start_gateway: StartGateway,
+) -> None:
     gateway = start_gateway(drain_grace="0s", drain_duration="60s")
     with contextlib.ExitStack() as stack:
         for _ in range(20):
@@ -115,7 +121,9 @@ def test_late_client_is_sent_elsewhere_once_the_closing_has_begun(start_gateway:
         gateway.wait(within=10)
 
 
-def test_what_is_queued_for_a_client_is_delivered_before_its_close(start_gateway: StartGateway) -> None:
+def test_what_is_queued_for_a_client_is_delivered_before_its_close(
+    start_gateway: StartGateway,
+) -> None:
     messages = [b"%8d" % number + b"x" * 32_000 for number in range(400)]
     gateway = start_gateway(outbound_queue_bytes="64MiB")
     with (

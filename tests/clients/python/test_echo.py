@@ -6,7 +6,17 @@ import os
 
 import pytest
 from gateway import Gateway
-from raw_client import BINARY, CONTINUATION, PING, PONG, TEXT, Frame, RawClient, encode, open_request
+from raw_client import (
+    BINARY,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    Frame,
+    RawClient,
+    encode,
+    open_request,
+)
 from websockets.exceptions import ConnectionClosedError
 
 LIMIT = 64 * 1024
@@ -14,7 +24,15 @@ LIMIT = 64 * 1024
 
 def test_text_comes_back_as_text_and_binary_as_binary(gateway: Gateway) -> None:
     with gateway.connect("/echo") as client:
-        for message in ["grüß dich 🦀", b"\x00\xff\xfe", "", b"", "a" * 125, "a" * 126, b"b" * 65_535]:
+        for message in [
+            "grüß dich 🦀",
+            b"\x00\xff\xfe",
+            "",
+            b"",
+            "a" * 125,
+            "a" * 126,
+            b"b" * 65_535,
+        ]:
             client.send(message)
             assert client.recv(timeout=10) == message
 
@@ -111,11 +129,15 @@ def test_many_small_frames_in_one_segment_all_come_back_in_order(gateway: Gatewa
     messages = [b"%d" % number for number in range(500)]
     with RawClient.open(gateway.address) as client:
         client.send(b"".join(encode(TEXT, message) for message in messages))
-        assert [client.read_frame() for _ in messages] == [Frame(TEXT, message) for message in messages]
+        assert [client.read_frame() for _ in messages] == [
+            Frame(TEXT, message) for message in messages
+        ]
 
 
 @pytest.mark.parametrize("length", [0, 5, 200])
-def test_frame_that_comes_one_byte_at_a_time_comes_back_whole(gateway: Gateway, length: int) -> None:
+def test_frame_that_comes_one_byte_at_a_time_comes_back_whole(
+    gateway: Gateway, length: int
+) -> None:
     payload = os.urandom(length)
     with RawClient.open(gateway.address) as client:
         for byte in encode(BINARY, payload):
@@ -124,7 +146,9 @@ def test_frame_that_comes_one_byte_at_a_time_comes_back_whole(gateway: Gateway, 
 
 
 def test_frames_in_the_segment_of_the_upgrade_request_are_answered(gateway: Gateway) -> None:
-    with RawClient.open(gateway.address, behind=encode(TEXT, b"eager") + encode(PING, b"me too")) as client:
+    with RawClient.open(
+        gateway.address, behind=encode(TEXT, b"eager") + encode(PING, b"me too")
+    ) as client:
         assert client.read_frame() == Frame(TEXT, b"eager")
         assert client.read_frame() == Frame(PONG, b"me too")
 

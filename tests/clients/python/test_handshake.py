@@ -21,7 +21,9 @@ def test_connection_has_a_uuid_of_its_own(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("path", ["/echo", "/channels/greetings"])
-def test_client_that_asks_for_hello_is_told_its_connection_id_first(gateway: Gateway, path: str) -> None:
+def test_client_that_asks_for_hello_is_told_its_connection_id_first(
+    gateway: Gateway, path: str
+) -> None:
     with gateway.connect(f"{path}?hello=true") as client:
         id = client.response.headers["X-Connection-Id"]
         client.send("mine")
@@ -65,14 +67,18 @@ def test_plain_get_is_told_that_the_upgrade_is_missing(gateway: Gateway) -> None
         ("Host", None),
     ],
 )
-def test_broken_handshake_is_told_what_is_wrong(gateway: Gateway, header: str, value: str | None) -> None:
+def test_broken_handshake_is_told_what_is_wrong(
+    gateway: Gateway, header: str, value: str | None
+) -> None:
     answer = exchange(gateway.address, open_request(gateway.address, headers={header: value}))
     assert answer.status == 400
     assert header in answer.body
 
 
 @pytest.mark.parametrize("version", ["8", "12", "14", "x", None])
-def test_other_protocol_version_is_told_which_one_is_spoken(gateway: Gateway, version: str | None) -> None:
+def test_other_protocol_version_is_told_which_one_is_spoken(
+    gateway: Gateway, version: str | None
+) -> None:
     request = open_request(gateway.address, headers={"Sec-WebSocket-Version": version})
     answer = exchange(gateway.address, request)
     assert answer.status == 426
@@ -80,7 +86,9 @@ def test_other_protocol_version_is_told_which_one_is_spoken(gateway: Gateway, ve
     assert "13" in answer.body
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/echo/", "/echoes", "/channels", "/metrics", "/api/info"])
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/echo/", "/echoes", "/channels", "/metrics", "/api/info"]
+)
 def test_other_path_is_404(gateway: Gateway, path: str) -> None:
     assert ask(gateway.address, "GET", path).status == 404
     assert exchange(gateway.address, open_request(gateway.address, path)).status == 404
@@ -88,7 +96,9 @@ def test_other_path_is_404(gateway: Gateway, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/echo", "/channels/news"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
-def test_other_method_is_405_and_told_what_is_allowed(gateway: Gateway, path: str, method: str) -> None:
+def test_other_method_is_405_and_told_what_is_allowed(
+    gateway: Gateway, path: str, method: str
+) -> None:
     answer = ask(gateway.address, method, path, body="hello")
     assert answer.status == 405
     assert "GET" in answer.headers["Allow"]
@@ -111,7 +121,9 @@ def test_page_of_the_same_host_and_a_client_without_origin_pass(gateway: Gateway
         assert "Origin" not in client.request.headers
 
 
-@pytest.mark.parametrize("encoded", ["a", "x" * 255, "%F0%9F%A6%80", "caf%C3%A9", "room%2F1", "a/b", "100%25", "a%20b"])
+@pytest.mark.parametrize(
+    "encoded", ["a", "x" * 255, "%F0%9F%A6%80", "caf%C3%A9", "room%2F1", "a/b", "100%25", "a%20b"]
+)
 def test_channel_name_of_utf8_passes(gateway: Gateway, encoded: str) -> None:
     with gateway.connect(f"/channels/{encoded}") as client:
         client.send("hello")
@@ -141,7 +153,9 @@ def test_other_channel_name_is_400_and_told_why(gateway: Gateway, encoded: str) 
     assert "channel" in answer.body
 
 
-def test_connection_over_the_most_allowed_is_503_until_one_leaves(start_gateway: StartGateway) -> None:
+def test_connection_over_the_most_allowed_is_503_until_one_leaves(
+    start_gateway: StartGateway,
+) -> None:
     gateway = start_gateway(max_connections=2)
     with gateway.connect("/echo") as one, gateway.connect("/echo") as other:
         for _ in range(10):
@@ -175,7 +189,9 @@ def test_slow_handshake_is_cut_at_its_timeout(start_gateway: StartGateway, sent:
     gateway.until_metric("wsgate_connections_rejected_total", 1, reason="timeout")
 
 
-def test_half_a_request_that_comes_too_slowly_is_answered_with_408(start_gateway: StartGateway) -> None:
+def test_half_a_request_that_comes_too_slowly_is_answered_with_408(
+    start_gateway: StartGateway,
+) -> None:
     gateway = start_gateway(handshake_timeout="300ms")
     with RawClient.dial(gateway.address) as client:
         client.send(open_request(gateway.address)[:-4])
@@ -211,7 +227,8 @@ def test_headers_of_just_under_8_kib_pass(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize(
-    "request_bytes", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"\x00" * 64, b"HELO gateway\r\n\r\n"]
+    "request_bytes",
+    [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"\x00" * 64, b"HELO gateway\r\n\r\n"],
 )
 def test_what_is_not_http_is_turned_away(gateway: Gateway, request_bytes: bytes) -> None:
     with RawClient.dial(gateway.address) as client:

@@ -132,7 +132,9 @@ def test_no_label_tells_a_channel_or_a_connection(gateway: Gateway) -> None:
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="there is no promtool")
-def test_promtool_has_nothing_to_say_about_a_scrape_after_traffic(start_gateway: StartGateway) -> None:
+def test_promtool_has_nothing_to_say_about_a_scrape_after_traffic(
+    start_gateway: StartGateway,
+) -> None:
     gateway = start_gateway()
     with gateway.connect("/channels/news") as client, gateway.connect("/echo") as echo:
         for message in ["hello", b"\x00"]:

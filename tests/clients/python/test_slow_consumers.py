@@ -18,9 +18,9 @@ def number_of(payload: bytes) -> int:
     return int(payload[:8])
 
 
-def publish_to_a_sleeping_subscriber(gateway: Gateway, sleeper: RawClient) -> int:
-    """Publishes until the kernel's buffers and the queue of `sleeper` must be full, and tells how
-    many messages; another subscriber reads them all, in order."""
+def publish_more_than_a_sleeper_can_take(gateway: Gateway) -> int:
+    """Publishes more than the kernel's buffers and the outbound queue of a subscriber hold, and
+    tells how many messages; the publisher, which does read, gets them all."""
     count = 600
     with gateway.connect("/channels/news") as publisher:
         for number in range(count):
@@ -44,7 +44,7 @@ def test_slow_consumer_is_closed_with_1008_and_gets_no_message_behind_the_gap(
 ) -> None:
     gateway = start_gateway(outbound_queue_bytes="256KiB", slow_consumer="close")
     with open_sleeper(gateway) as sleeper:
-        count = publish_to_a_sleeping_subscriber(gateway, sleeper)
+        count = publish_more_than_a_sleeper_can_take(gateway)
         assert gateway.metrics().total("wsgate_slow_consumers_total", action="close") == 1
         expected = 0
         while (frame := sleeper.read_frame()).opcode == BINARY:
@@ -64,10 +64,13 @@ def test_slow_consumer_that_is_spared_misses_exactly_what_is_counted(
 ) -> None:
     gateway = start_gateway(outbound_queue_bytes="256KiB", slow_consumer=policy)
     with open_sleeper(gateway) as sleeper:
-        count = publish_to_a_sleeping_subscriber(gateway, sleeper)
+        count = publish_more_than_a_sleeper_can_take(gateway)
         dropped = int(gateway.metrics().total("wsgate_dropped_messages_total"))
         assert 0 < dropped < count
-        assert gateway.metrics().total("wsgate_slow_consumers_total", action=policy.replace("-", "_")) > 0
+        assert (
+            gateway.metrics().total("wsgate_slow_consumers_total", action=policy.replace("-", "_"))
+            > 0
+        )
         heard = [number_of(sleeper.read_frame().payload) for _ in range(count - dropped)]
         assert heard == sorted(set(heard)), "what arrives is in order, and nothing comes twice"
         if policy == "drop-oldest":
@@ -83,16 +86,19 @@ def test_slow_consumer_harms_nobody(start_gateway: StartGateway, policy: str) ->
     gateway = start_gateway(outbound_queue_bytes="256KiB", slow_consumer=policy)
     before = gateway.resident_bytes()
     with contextlib.ExitStack() as stack:
-        sleepers = [stack.enter_context(open_sleeper(gateway)) for _ in range(10)]
+        for _ in range(10):
+            stack.enter_context(open_sleeper(gateway))
         echo = stack.enter_context(gateway.connect("/echo"))
-        publish_to_a_sleeping_subscriber(gateway, sleepers[0])
+        publish_more_than_a_sleeper_can_take(gateway)
         echo.send("still quick")
         assert echo.recv(timeout=5) == "still quick"
         # Ten queues of 256 KiB, and the rest of the margin for what an allocator keeps.
         assert gateway.resident_bytes() - before < 32 * MIB
 
 
-def test_echo_client_that_never_reads_is_not_read_and_harms_nobody(start_gateway: StartGateway) -> None:
+def test_echo_client_that_never_reads_is_not_read_and_harms_nobody(
+    start_gateway: StartGateway,
+) -> None:
     gateway = start_gateway()
     frame = encode(BINARY, b"x" * 60_000)
     with contextlib.ExitStack() as stack:
@@ -128,7 +134,9 @@ def test_echo_client_that_reads_late_still_gets_every_answer(start_gateway: Star
         assert late.read_frame().opcode == PONG
 
 
-def test_pings_of_a_client_that_does_not_read_cannot_fill_its_queue(start_gateway: StartGateway) -> None:
+def test_pings_of_a_client_that_does_not_read_cannot_fill_its_queue(
+    start_gateway: StartGateway,
+) -> None:
     gateway = start_gateway()
     before = gateway.resident_bytes()
     with RawClient.open(gateway.address, receive_buffer_bytes=4096) as client:
