@@ -302,6 +302,11 @@ async fn echo_client(
     loop {
         let bytes = stream.read(&mut buffer).await.expect("an echo");
         assert!(bytes > 0, "the server hung up");
+        // Each read starts with a frame while one is in flight: its length tells whether the server
+        // sends what is being counted.
+        if in_flight == 1 && partial_bytes == 0 && size < 126 && echo_bytes == 2 + size {
+            assert_eq!(buffer[1], size as u8, "a server's frame has no mask");
+        }
         partial_bytes += bytes;
         let whole = partial_bytes / echo_bytes;
         partial_bytes %= echo_bytes;

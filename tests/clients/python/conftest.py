@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+
 from gateway import Gateway, binary
 
 StartGateway = Callable[..., Gateway]

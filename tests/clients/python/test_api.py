@@ -19,6 +19,7 @@ from cent import (
     PresenceRequest,
     PublishRequest,
 )
+
 from conftest import StartGateway
 from gateway import Gateway
 from raw_client import RawClient
@@ -104,7 +105,7 @@ def test_cent_asks_for_the_node(start_gateway: StartGateway) -> None:
     with gateway.connect("/channels/a"), gateway.connect("/channels/b"), gateway.connect("/echo"):
         with cent(gateway) as api:
             (node,) = api.info(InfoRequest()).nodes
-        assert node.uid and node.name and node.version
+        assert all([node.uid, node.name, node.version])
         assert (node.num_clients, node.num_subs, node.num_channels) == (3, 2, 2)
 
 
@@ -121,18 +122,20 @@ def test_message_to_one_connection_reaches_that_one_alone(gateway: Gateway) -> N
         assert other.recv(timeout=10) == "for all"
 
 
-def test_connection_that_is_gone_is_an_error_not_a_crash(gateway: Gateway) -> None:
+@pytest.mark.parametrize(("method", "fields"), [("send", {"data": "hello"}), ("disconnect", {})])
+def test_connection_that_is_gone_is_an_error(
+    gateway: Gateway, method: str, fields: dict[str, str]
+) -> None:
     with gateway.connect("/echo") as client:
         gone = client.response.headers["X-Connection-Id"]
+
+    def error(id: str) -> dict | None:
+        return gateway.api(method, {"connection": id} | fields).json().get("error")
+
     with gateway.connect("/echo"):
-        for id in [gone, str(uuid.uuid4())]:
-            for method in ["send", "disconnect"]:
-                request = (
-                    {"connection": id, "data": "hello"} if method == "send" else {"connection": id}
-                )
-                gateway.until(
-                    lambda: "error" in gateway.api(method, request).json(), "the connection is gone"
-                )
+        gateway.until(lambda: error(gone) is not None, "the connection is gone")
+        assert error(gone)["message"]
+        assert error(str(uuid.uuid4()))["message"]
 
 
 @pytest.mark.parametrize(
@@ -262,10 +265,13 @@ def test_body_that_is_too_large_is_413(gateway: Gateway) -> None:
     assert answer.json()["error"]["message"]
 
 
-def test_body_that_says_that_it_is_too_large_is_413_before_it_is_sent(gateway: Gateway) -> None:
+def test_client_that_asks_first_is_told_413_before_it_sends_too_large_a_body(
+    gateway: Gateway,
+) -> None:
     with RawClient.dial(gateway.admin_address) as client:
         client.send(
-            b"POST /api/publish HTTP/1.1\r\nHost: admin\r\nContent-Length: 1000000000\r\n\r\n{"
+            b"POST /api/publish HTTP/1.1\r\nHost: admin\r\n"
+            b"Content-Length: 1000000000\r\nExpect: 100-continue\r\n\r\n"
         )
         assert client.read_answer().status == 413
 

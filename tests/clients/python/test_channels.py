@@ -11,9 +11,10 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from websockets.sync.client import ClientConnection
+
 from gateway import DEADLINE_SECONDS, ROOT, Gateway
 from raw_client import BINARY, CONTINUATION, PING, PONG, TEXT, Frame, RawClient, encode
-from websockets.sync.client import ClientConnection
 
 NODE_PEER = ROOT / "tests/clients/node/peer.js"
 
@@ -122,9 +123,8 @@ def test_all_hear_the_same_order_and_each_publisher_in_its_own(
     ):
         shards = gateway.metrics().labels("wsgate_connections")
         busy = [gateway.metrics().total("wsgate_connections", **shard) for shard in shards]
-        assert len(busy) == 2 and all(busy), (
-            "the clients must be on both shards for this to say anything"
-        )
+        assert len(busy) == 2
+        assert all(busy), "with all clients on one shard this would say little"
 
         heard: list[list[str]] = [[] for _ in members]
 

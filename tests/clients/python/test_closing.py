@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from gateway import Gateway
 from raw_client import (
     BINARY,

@@ -8,9 +8,10 @@ import signal
 import time
 
 import pytest
+from websockets.exceptions import ConnectionClosedError
+
 from conftest import StartGateway
 from raw_client import BINARY, CLOSE, RawClient
-from websockets.exceptions import ConnectionClosedError
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 import pytest
+from websockets.exceptions import ConnectionClosedError
+
 from gateway import Gateway
 from raw_client import (
     BINARY,
@@ -17,7 +19,6 @@ from raw_client import (
     encode,
     open_request,
 )
-from websockets.exceptions import ConnectionClosedError
 
 LIMIT = 64 * 1024
 

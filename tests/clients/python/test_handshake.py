@@ -7,10 +7,11 @@ import time
 import uuid
 
 import pytest
+from websockets.exceptions import InvalidStatus
+
 from conftest import StartGateway
 from gateway import Gateway, ask
 from raw_client import TEXT, Frame, RawClient, exchange, open_request
-from websockets.exceptions import InvalidStatus
 
 
 def test_connection_has_a_uuid_of_its_own(gateway: Gateway) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+
 from conftest import StartGateway
 from gateway import Gateway
 from raw_client import CLOSE, PING, PONG, TEXT, Frame, RawClient

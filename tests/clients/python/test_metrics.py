@@ -7,6 +7,7 @@ import shutil
 import subprocess
 
 import pytest
+
 from conftest import StartGateway
 from gateway import Gateway, ask
 from raw_client import CLOSE, PING, TEXT, RawClient, close_payload, encode

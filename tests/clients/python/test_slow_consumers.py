@@ -6,6 +6,7 @@ import contextlib
 import time
 
 import pytest
+
 from conftest import StartGateway
 from gateway import Gateway
 from raw_client import BINARY, CLOSE, PING, PONG, RawClient, encode
