@@ -13,7 +13,7 @@
 //! can pass deliveries on. So two shards that publish to each other at full rate cannot block each
 //! other, and a publisher that is too fast is not read from until there is room.
 //!
-//! Announcements of subscriptions have no bound of their own but a count of [`Permit`]s for the
+//! Announcements of subscriptions have no bound of their own but a count of permits ([`Broker::permit`]) for the
 //! beginning of one; the end of one follows its beginning, so there are never more than connections
 //! and permits together.
 
@@ -56,7 +56,7 @@ struct Parcel {
 
 impl Weigh for Parcel {
     fn bytes(&self) -> usize {
-        self.batch.bytes() + ENTRY_BYTES
+        self.batch.weight() + ENTRY_BYTES
     }
 }
 
@@ -239,10 +239,6 @@ impl MemoryBroker {
         }
     }
 
-    fn home(&self, channel: &ChannelName) -> ShardId {
-        home(channel, self.addresses.len())
-    }
-
     fn announce(&self, channel: &ChannelName, subscribed: bool) {
         let home = self.home(channel);
         let announcement = Announcement { channel: channel.clone(), shard: self.shard, subscribed };
@@ -285,6 +281,10 @@ impl MemoryBroker {
 impl Broker for MemoryBroker {
     type Permit = OwnedSemaphorePermit;
 
+    fn home(&self, channel: &ChannelName) -> ShardId {
+        home(channel, self.addresses.len())
+    }
+
     async fn permit(&self, channel: &ChannelName) -> OwnedSemaphorePermit {
         let permits = &self.addresses[self.home(channel).index()].subscribe_permits;
         Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed")
@@ -322,8 +322,7 @@ impl Broker for MemoryBroker {
         here.then_some(batch)
     }
 
-    fn is_congested(&self, channel: &ChannelName) -> bool {
-        let home = self.home(channel);
+    fn is_congested(&self, home: ShardId) -> bool {
         if home == self.shard {
             self.is_home_congested()
         } else {

@@ -12,7 +12,7 @@ pub mod memory;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use crate::pubsub::{Batch, ChannelName};
+use crate::pubsub::{Batch, ChannelName, ShardId};
 
 /// Carries publications between shards. Each shard has one; its methods are called on that shard.
 ///
@@ -30,6 +30,10 @@ pub trait Broker {
     /// Room for one announcement of a subscription.
     type Permit;
 
+    /// The shard that decides the order of the channel's publications: always the same one, so that
+    /// whoever publishes often may remember it.
+    fn home(&self, channel: &ChannelName) -> ShardId;
+
     /// Waits until a subscription to `channel` can be announced.
     fn permit(&self, channel: &ChannelName) -> impl Future<Output = Self::Permit>;
 
@@ -44,8 +48,9 @@ pub trait Broker {
     /// channel. Otherwise they get it by [`Broker::poll_inbound`].
     fn publish(&self, channel: &ChannelName, batch: Batch) -> Option<Arc<Batch>>;
 
-    /// Whether publications to `channel` have to wait. They end waiting with [`Inbound::Room`].
-    fn is_congested(&self, channel: &ChannelName) -> bool;
+    /// Whether publications to channels with this home have to wait. They end waiting with
+    /// [`Inbound::Room`].
+    fn is_congested(&self, home: ShardId) -> bool;
 
     /// What came in for this shard.
     fn poll_inbound(&self, cx: &mut Context<'_>) -> Poll<Inbound>;

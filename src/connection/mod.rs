@@ -97,10 +97,10 @@ pub struct Connection {
     /// Frames that the socket did not take yet.
     pub outbound: OutboundQueue,
     state: State,
-    /// When the last byte came in.
-    last_received: Instant,
+    /// When the peer last gave a sign of life.
+    last_alive: Instant,
     /// Pings since then.
-    pings: u8,
+    pings: u32,
 }
 
 impl Connection {
@@ -110,7 +110,7 @@ impl Connection {
             decoder: Decoder::default(),
             outbound: OutboundQueue::default(),
             state: State::Open,
-            last_received: now,
+            last_alive: now,
             pings: 0,
         }
     }
@@ -150,10 +150,11 @@ impl Connection {
         }
     }
 
-    /// Takes note that bytes came in.
+    /// Takes note that the peer lives: bytes came in, or it made room for bytes that waited for it. A
+    /// subscriber that only reads, and slowly, says nothing and is far from idle.
     #[inline]
-    pub fn handle_received(&mut self, now: Instant) {
-        self.last_received = now;
+    pub fn handle_sign_of_life(&mut self, now: Instant) {
+        self.last_alive = now;
         self.pings = 0;
     }
 
@@ -227,7 +228,7 @@ impl Connection {
     pub fn poll_timeout(&self, timing: &Timing) -> Option<Instant> {
         match self.state {
             State::Open => {
-                let idle = self.last_received + timing.idle_timeout;
+                let idle = self.last_alive + timing.idle_timeout;
                 Some(self.next_ping(timing).map_or(idle, |ping| ping.min(idle)))
             }
             State::ClosingLocally { deadline, .. }
@@ -241,14 +242,12 @@ impl Connection {
     pub fn handle_timeout(&mut self, now: Instant, ping: &Bytes, timing: &Timing) {
         match self.state {
             State::Open => {
-                if now >= self.last_received + timing.idle_timeout {
+                if now >= self.last_alive + timing.idle_timeout {
                     self.close(now, CloseCode::GOING_AWAY, "idle timeout", timing);
                 } else if self.next_ping(timing).is_some_and(|due| now >= due) {
                     self.pings = self.pings.saturating_add(1);
-                    // Behind other frames a Ping would say nothing about the peer that they do not.
-                    if self.outbound.is_empty() {
-                        self.outbound.push_control(ping.clone());
-                    }
+                    // Not in the place of a Pong that waits: that one was asked for.
+                    self.outbound.push_ping(ping.clone());
                 }
             }
             State::ClosingLocally { deadline, ending }
@@ -264,7 +263,7 @@ impl Connection {
 
     fn next_ping(&self, timing: &Timing) -> Option<Instant> {
         (!timing.ping_interval.is_zero())
-            .then(|| self.last_received + timing.ping_interval * (u32::from(self.pings) + 1))
+            .then(|| self.last_alive + timing.ping_interval * self.pings.saturating_add(1))
     }
 }
 
@@ -376,8 +375,32 @@ mod tests {
         let mut connection = Connection::new(start);
         let later = start + Duration::from_secs(59);
         connection.handle_timeout(start + TIMING.ping_interval, &PING, &TIMING);
-        connection.handle_received(later);
+        connection.handle_sign_of_life(later);
         assert_eq!(connection.poll_timeout(&TIMING), Some(later + TIMING.ping_interval));
+    }
+
+    #[test]
+    fn pings_keep_their_pace_however_many_go_unanswered() {
+        let start = Instant::now();
+        let ping_interval = Duration::from_millis(100);
+        let timing = Timing { ping_interval, ..TIMING };
+        let mut connection = Connection::new(start);
+        for sent in 1..=500 {
+            let due = connection.poll_timeout(&timing).unwrap();
+            assert_eq!(due, start + ping_interval * sent);
+            connection.handle_timeout(due, &PING, &timing);
+            assert_eq!(written(&mut connection), *PING);
+        }
+    }
+
+    #[test]
+    fn ping_does_not_take_the_place_of_a_pong_that_waits() {
+        let start = Instant::now();
+        let mut connection = Connection::new(start);
+        let pong = frame::encode(crate::wire::header::Opcode::Pong, b"asked for");
+        connection.outbound.push_pong(pong.clone());
+        connection.handle_timeout(start + TIMING.ping_interval, &PING, &TIMING);
+        assert_eq!(written(&mut connection), *pong);
     }
 
     #[test]

@@ -3,13 +3,20 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::wire::frame;
 
 /// Most slices that are offered to one vectored write. Linux takes 1,024; more than this many small
 /// frames in one call no longer pay.
 const MAX_SLICES: usize = 64;
+
+/// Frames smaller than this are copied together. As an entry of their own they would take many times
+/// the memory that the queue counts.
+const MAX_COPIED_BYTES: usize = 4 * 1024;
+
+/// Frames are copied together up to this size.
+const MAX_CHUNK_BYTES: usize = 16 * 1024;
 
 /// What happens to a connection that reads more slowly than it is sent to, once its queue is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +43,7 @@ pub struct Limit {
 pub enum Pushed {
     /// They all wait.
     Queued,
-    /// This many frames, these or older ones, were dropped by the policy.
+    /// This many data messages, these or older ones, were dropped by the policy.
     Dropped(usize),
     /// The policy says to close the connection; these frames were not taken.
     Overflow,
@@ -63,7 +70,7 @@ struct Backlog {
     frames: VecDeque<Bytes>,
     /// Our Close; no frame is taken after it.
     close: Option<Bytes>,
-    /// Length of `started` and `frames`.
+    /// Length of `started` and `frames`: what the limit is about.
     bytes: usize,
 }
 
@@ -74,7 +81,7 @@ impl OutboundQueue {
         self.backlog.is_none()
     }
 
-    /// Bytes of data frames that wait.
+    /// Bytes of frames that wait, less a control frame and a Close of which nothing is written.
     #[inline]
     pub fn bytes(&self) -> usize {
         self.backlog.as_ref().map_or(0, |backlog| backlog.bytes)
@@ -111,10 +118,7 @@ impl OutboundQueue {
     /// stays whatever the policy says: a frame cannot be left half.
     pub fn push_rest(&mut self, frames: &Bytes, written: usize, limit: &Limit) -> Pushed {
         debug_assert!(self.is_empty(), "written past frames that wait");
-        let mut boundary = 0;
-        while boundary < written {
-            boundary += frame::first_frame_bytes(&frames[boundary..]);
-        }
+        let boundary = frame::boundary_from(frames, written);
         if boundary > written {
             let backlog = self.backlog.get_or_insert_default();
             backlog.started = exact(frames, written, boundary);
@@ -126,12 +130,20 @@ impl OutboundQueue {
         self.push(&exact(frames, boundary, frames.len()), limit)
     }
 
-    /// Takes a Ping or Pong frame. It goes before the data frames that wait, in the place of an
-    /// earlier control frame that still does.
-    pub fn push_control(&mut self, control: Bytes) {
+    /// Takes a Pong frame. It goes before the data frames that wait, in the place of an earlier control
+    /// frame that still does.
+    pub fn push_pong(&mut self, pong: Bytes) {
         let backlog = self.backlog.get_or_insert_default();
         if backlog.close.is_none() {
-            backlog.control = control;
+            backlog.control = pong;
+        }
+    }
+
+    /// Takes a Ping frame, unless another control frame waits. It goes before the data frames that
+    /// wait.
+    pub fn push_ping(&mut self, ping: Bytes) {
+        if self.backlog.as_ref().is_none_or(|backlog| backlog.control.is_empty()) {
+            self.push_pong(ping);
         }
     }
 
@@ -140,12 +152,12 @@ impl OutboundQueue {
         self.backlog.get_or_insert_default().close = Some(close);
     }
 
-    /// Drops the data frames of which no byte was written, and returns how many they are.
+    /// Drops the frames of which no byte was written, and returns how many data messages they hold.
     pub fn drop_waiting(&mut self) -> usize {
         let Some(backlog) = &mut self.backlog else {
             return 0;
         };
-        let dropped = backlog.frames.iter().map(|frames| frame::count(frames)).sum();
+        let dropped = backlog.frames.iter().map(|frames| frame::count_messages(frames)).sum();
         backlog.frames = VecDeque::new();
         backlog.bytes = backlog.started.len();
         self.forget_if_empty();
@@ -192,10 +204,7 @@ impl OutboundQueue {
                 written -= frames.len();
                 continue;
             }
-            let mut boundary = 0;
-            while boundary < written {
-                boundary += frame::first_frame_bytes(&frames[boundary..]);
-            }
+            let boundary = frame::boundary_from(&frames, written);
             if boundary < frames.len() {
                 backlog.bytes += frames.len() - boundary;
                 backlog.frames.push_front(frames.slice(boundary..));
@@ -224,7 +233,23 @@ impl Backlog {
 
     fn append(&mut self, frames: Bytes) {
         self.bytes += frames.len();
-        self.frames.push_back(frames);
+        if frames.len() >= MAX_COPIED_BYTES {
+            self.frames.push_back(frames);
+            return;
+        }
+        let mut chunk = match self.frames.pop_back() {
+            Some(last) if last.len() + frames.len() <= MAX_CHUNK_BYTES => {
+                // It is shared where other slow connections have the same batch.
+                last.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]))
+            }
+            Some(last) => {
+                self.frames.push_back(last);
+                BytesMut::new()
+            }
+            None => BytesMut::new(),
+        };
+        chunk.extend_from_slice(&frames);
+        self.frames.push_back(chunk.freeze());
     }
 
     /// Makes `rest` of a frame the next thing to be written.
@@ -233,14 +258,14 @@ impl Backlog {
         self.started = rest;
     }
 
-    /// Appends the frames of `frames` that fit; returns how many did not.
+    /// Appends the frames of `frames` that fit; returns how many data messages did not.
     fn push_what_fits(&mut self, frames: &Bytes, limit: &Limit) -> usize {
         let mut dropped = 0;
         for_each_frame(frames, |frame| {
             if self.bytes + frame.len() <= limit.max_bytes {
                 self.append(frame);
             } else {
-                dropped += 1;
+                dropped += usize::from(frame::is_message(&frame));
             }
         });
         dropped
@@ -257,15 +282,15 @@ impl Backlog {
                 };
                 let boundary = frame::first_frame_bytes(&oldest);
                 self.bytes -= boundary;
+                dropped += usize::from(frame::is_message(&oldest));
                 if boundary < oldest.len() {
-                    self.frames.push_front(exact(&oldest, boundary, oldest.len()));
+                    self.frames.push_front(oldest.slice(boundary..));
                 }
-                dropped += 1;
             }
             if self.bytes + frame.len() <= limit.max_bytes {
                 self.append(frame);
             } else {
-                dropped += 1;
+                dropped += usize::from(frame::is_message(&frame));
             }
         });
         dropped
@@ -383,8 +408,8 @@ pub(crate) mod tests {
         for step in [1, 2, 3, 100] {
             let mut queue = OutboundQueue::default();
             queue.push_rest(&texts(&["abc", "d"]), 2, &limit);
-            queue.push_control(pong("1"));
-            queue.push_control(pong("2"));
+            queue.push_pong(pong("1"));
+            queue.push_pong(pong("2"));
             assert_eq!(drain(&mut queue, step), [&b"abc"[..], &pong("2"), &text("d")].concat());
         }
     }
@@ -399,8 +424,36 @@ pub(crate) mod tests {
         queue.push(&text("late"), &limit);
         queue.advance(4);
         queue.push(&text("later"), &limit);
-        queue.push_control(frame::encode(Opcode::Pong, b""));
+        queue.push_pong(frame::encode(Opcode::Pong, b""));
         assert_eq!(drain(&mut queue, 100), close[1..]);
+    }
+
+    #[test]
+    fn many_tiny_frames_take_no_more_memory_than_they_count() {
+        let limit = limit(1 << 20, SlowConsumerPolicy::Close);
+        let mut queue = OutboundQueue::default();
+        for _ in 0..50_000 {
+            assert_eq!(queue.push(&text(""), &limit), Pushed::Queued);
+        }
+        let backlog = queue.backlog.as_ref().unwrap();
+        assert_eq!(backlog.bytes, 100_000);
+        assert!(
+            backlog.frames.len() <= 100_000 / (MAX_CHUNK_BYTES - 2) + 1,
+            "{}",
+            backlog.frames.len()
+        );
+    }
+
+    #[test]
+    fn dropped_control_frames_are_not_counted_as_messages() {
+        let limit = limit(8, SlowConsumerPolicy::DropOldest);
+        let mut queue = OutboundQueue::default();
+        let pong = frame::encode(Opcode::Pong, b"");
+        queue.push(&[text("a"), pong.clone(), text("b")].concat().into(), &limit);
+        assert_eq!(queue.push(&text("cd"), &limit), Pushed::Dropped(1));
+        assert_eq!(drain(&mut queue, 100), [&text("b")[..], &text("cd")].concat());
+        queue.push(&[pong, text("a")].concat().into(), &limit);
+        assert_eq!(queue.drop_waiting(), 1);
     }
 
     #[test]
@@ -458,7 +511,7 @@ pub(crate) mod tests {
                 queue.advance(written);
             }
             output.extend(drain(&mut queue, 7));
-            prop_assert_eq!(frame::count(&output) + dropped, payloads.len());
+            prop_assert_eq!(frame::count_messages(&output) + dropped, payloads.len());
         }
     }
 }

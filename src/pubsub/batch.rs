@@ -1,6 +1,6 @@
 //! Publications to one channel that travel together.
 
-use std::ops::Range;
+use std::ops::{AddAssign, Range, SubAssign};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -27,13 +27,27 @@ impl Count {
         self.texts + self.binaries
     }
 
-    /// The kind of a server frame stands in the last four bits of its first byte.
-    fn of(&mut self, frame: &[u8]) -> &mut u32 {
+    /// One frame. Its kind stands in the last four bits of its first byte.
+    fn one(frame: &[u8]) -> Self {
         const TEXT: u8 = 0x1;
         match frame[0] & 0xf {
-            TEXT => &mut self.texts,
-            _ => &mut self.binaries,
+            TEXT => Self { texts: 1, binaries: 0 },
+            _ => Self { texts: 0, binaries: 1 },
         }
+    }
+}
+
+impl AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        self.texts += other.texts;
+        self.binaries += other.binaries;
+    }
+}
+
+impl SubAssign for Count {
+    fn sub_assign(&mut self, other: Self) {
+        self.texts -= other.texts;
+        self.binaries -= other.binaries;
     }
 }
 
@@ -46,8 +60,17 @@ pub struct Batch {
     bytes: usize,
     count: Count,
     received_at: Instant,
-    /// Which bytes (counted over all segments) a publisher does not want back, sorted by publisher.
-    excluded: Vec<(ConnectionId, Range<usize>)>,
+    /// Sorted by publisher.
+    excluded: Vec<Exclusion>,
+}
+
+/// Publications that their publisher does not want back.
+#[derive(Clone, Debug)]
+struct Exclusion {
+    publisher: ConnectionId,
+    /// Where they lie, counted over all segments.
+    range: Range<usize>,
+    count: Count,
 }
 
 impl Batch {
@@ -68,6 +91,11 @@ impl Batch {
         self.bytes
     }
 
+    /// What the batch takes of a bound on memory, in bytes.
+    pub fn weight(&self) -> usize {
+        self.bytes + self.excluded.len() * size_of::<Exclusion>()
+    }
+
     /// How many frames there are.
     pub fn count(&self) -> Count {
         self.count
@@ -78,30 +106,37 @@ impl Batch {
         self.received_at
     }
 
-    /// Whether some publisher left itself out.
-    pub fn has_exclusions(&self) -> bool {
+    /// Whether some of it was published by `subscriber`, which does not want that back.
+    #[inline]
+    pub fn excludes(&self, subscriber: ConnectionId) -> bool {
         !self.excluded.is_empty()
+            && self.excluded.binary_search_by_key(&subscriber, |entry| entry.publisher).is_ok()
     }
 
-    /// What `subscriber` gets where [`Batch::has_exclusions`]: the frames less those it published
-    /// itself and did not want back, and how many they are.
+    /// What `subscriber` gets where [`Batch::excludes`] something from it: the other frames, and how
+    /// many they are.
     pub fn segments_for(&self, subscriber: ConnectionId) -> (Vec<Bytes>, Count) {
-        let first = self.excluded.partition_point(|(publisher, _)| *publisher < subscriber);
-        let own =
-            self.excluded[first..].iter().take_while(|(publisher, _)| *publisher == subscriber);
-        let mut own = own.map(|(_, range)| range.clone()).peekable();
+        let first = self.excluded.partition_point(|entry| entry.publisher < subscriber);
+        let own = self.excluded[first..].iter().take_while(|entry| entry.publisher == subscriber);
+        let mut own = own.peekable();
         let mut kept = Vec::with_capacity(self.segments.len());
         let mut count = self.count;
         let mut offset = 0;
         for segment in &self.segments {
             let end = offset + segment.len();
             let mut at = offset;
-            while let Some(range) = own.next_if(|range| range.start < end) {
+            // A range may begin in the segment before and go on in the next.
+            while let Some(range) =
+                own.peek().map(|own| &own.range).filter(|range| range.start < end)
+            {
                 if range.start > at {
                     kept.push(segment.slice(at - offset..range.start - offset));
                 }
-                *count.of(&segment[range.start - offset..]) -= 1;
-                at = range.end;
+                at = range.end.min(end);
+                if range.end > end {
+                    break;
+                }
+                count -= own.next().map_or(Count::default(), |own| own.count);
             }
             if at < end {
                 kept.push(segment.slice(at - offset..));
@@ -121,7 +156,8 @@ pub struct BatchBuilder {
     bytes: usize,
     count: Count,
     received_at: Instant,
-    excluded: Vec<(ConnectionId, Range<usize>)>,
+    /// In the order in which they lie.
+    excluded: Vec<Exclusion>,
 }
 
 impl BatchBuilder {
@@ -162,11 +198,12 @@ impl BatchBuilder {
     /// Adds everything in `batch`, behind what is here already.
     pub fn push_batch(&mut self, batch: &Batch) {
         let offset = self.bytes;
-        let moved = |range: &Range<usize>| range.start + offset..range.end + offset;
-        self.excluded.extend(batch.excluded.iter().map(|(id, range)| (*id, moved(range))));
+        self.excluded.extend(batch.excluded.iter().map(|entry| Exclusion {
+            range: entry.range.start + offset..entry.range.end + offset,
+            ..entry.clone()
+        }));
         self.bytes += batch.bytes;
-        self.count.texts += batch.count.texts;
-        self.count.binaries += batch.count.binaries;
+        self.count += batch.count;
         self.received_at = self.received_at.min(batch.received_at);
         for segment in &batch.segments {
             if segment.len() < SHARED_FRAME_BYTES {
@@ -178,16 +215,16 @@ impl BatchBuilder {
         }
     }
 
-    /// Length of all frames so far in bytes.
-    pub fn bytes(&self) -> usize {
-        self.bytes
+    /// What the batch takes of a bound on memory so far, in bytes.
+    pub fn weight(&self) -> usize {
+        self.bytes + self.excluded.len() * size_of::<Exclusion>()
     }
 
     /// The batch, ready to be shared.
     pub fn finish(mut self) -> Batch {
         self.end_tail();
         // A stable sort keeps the ranges of one publisher in the order they lie in.
-        self.excluded.sort_by_key(|(publisher, _)| *publisher);
+        self.excluded.sort_by_key(|entry| entry.publisher);
         Batch {
             segments: self.segments,
             bytes: self.bytes,
@@ -198,11 +235,20 @@ impl BatchBuilder {
     }
 
     fn note(&mut self, frame: &[u8], excluded: Option<ConnectionId>) {
-        if let Some(publisher) = excluded {
-            self.excluded.push((publisher, self.bytes..self.bytes + frame.len()));
+        let range = self.bytes..self.bytes + frame.len();
+        let count = Count::one(frame);
+        self.bytes = range.end;
+        self.count += count;
+        let Some(publisher) = excluded else {
+            return;
+        };
+        match self.excluded.last_mut() {
+            Some(last) if last.publisher == publisher && last.range.end == range.start => {
+                last.range.end = range.end;
+                last.count += count;
+            }
+            Some(_) | None => self.excluded.push(Exclusion { publisher, range, count }),
         }
-        self.bytes += frame.len();
-        *self.count.of(frame) += 1;
     }
 
     fn end_tail(&mut self) {
@@ -253,6 +299,22 @@ mod tests {
             let (segments, count) = batch.segments_for(id(subscriber));
             assert_eq!((text(&segments).as_str(), count.total()), (expected, publications));
         }
+    }
+
+    #[test]
+    fn neighbouring_exclusions_of_one_publisher_are_one_also_over_segments() {
+        let mut builder = BatchBuilder::new(Instant::now());
+        builder.push_borrowed(b"x0", None);
+        let large = Bytes::from(vec![0x82; SHARED_FRAME_BYTES]);
+        for frame in [Bytes::from_static(b"\x81a"), large, Bytes::from_static(b"\x81b")] {
+            builder.push(frame, Some(id(1)));
+        }
+        builder.push_borrowed(b"x1", None);
+        let batch = builder.finish();
+        assert_eq!(batch.weight(), batch.bytes() + size_of::<Exclusion>());
+        assert!(batch.excludes(id(1)) && !batch.excludes(id(2)));
+        let (segments, count) = batch.segments_for(id(1));
+        assert_eq!((text(&segments).as_str(), count.total()), ("x0x1", 2));
     }
 
     #[test]

@@ -20,6 +20,10 @@ pub(super) const MAX_CONNECTIONS: usize = 128;
 /// Time for a request's head, and between requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Longest life of a connection. Whoever does not read the answers must not hold a place for ever, and
+/// everybody else can connect again.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// How long to leave the backlog alone when accepting fails.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -53,8 +57,10 @@ pub(super) async fn serve(gateway: Rc<Gateway>, listener: TcpListener) {
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
                 .serve_connection(TokioIo::new(socket), service);
-            if let Err(error) = connection.await {
-                debug!(%error, "an admin connection ended");
+            match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!(%error, "an admin connection ended"),
+                Err(_) => debug!("an admin connection has lasted long enough"),
             }
             drop(place);
         });

@@ -15,15 +15,17 @@ mod sockets;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tokio::runtime::{Builder, LocalOptions, RuntimeMetrics};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::RecvError};
 use tracing::{error, info, warn};
 
 use crate::api::gateway::{ApiAccess, Gateway, Phase};
@@ -153,13 +155,13 @@ async fn run(settings: Settings) -> Result<(), ServeError> {
             loads: Arc::clone(&loads),
             counters: Arc::clone(counters),
         };
-        let (started, mut thread) = start_shard(seed)?;
+        let (started, thread) = start_shard(seed)?;
         match started.await {
             Ok(metrics) => {
                 let busy_time: BusyTime = Box::new(move || metrics.worker_total_busy_duration(0));
                 busy_times.push(busy_time);
             }
-            Err(_) => return Err(ended_early(&mut thread).await),
+            Err(_) => return Err(ended_early(id, thread.ended.await)),
         }
         threads.push(thread);
     }
@@ -227,34 +229,26 @@ fn start_shard(seed: Seed) -> Result<(oneshot::Receiver<RuntimeMetrics>, ShardTh
 }
 
 /// What to say of a shard that has ended without being asked to.
-async fn ended_early(thread: &mut ShardThread) -> ServeError {
-    let reason = match (&mut thread.ended).await {
+fn ended_early(shard: ShardId, ended: Result<Result<(), String>, RecvError>) -> ServeError {
+    let reason = match ended {
         Ok(Ok(())) => "nobody asked it to".to_owned(),
         Ok(Err(reason)) => reason,
         Err(_) => "it panicked".to_owned(),
     };
-    ServeError::ShardEnded { shard: thread.id, reason }
+    ServeError::ShardEnded { shard, reason }
 }
 
+/// Waits for a shard to end that should not.
 async fn first_to_end(threads: &mut [ShardThread]) -> ServeError {
-    let index = std::future::poll_fn(|cx| {
-        let ended = threads.iter_mut().position(|thread| {
-            // Looking is taking, so the reason is put back for `ended_early`.
-            let std::task::Poll::Ready(result) = std::pin::Pin::new(&mut thread.ended).poll(cx)
-            else {
-                return false;
-            };
-            let (sender, receiver) = oneshot::channel();
-            if let Ok(result) = result {
-                _ = sender.send(result);
-            }
-            thread.ended = receiver;
-            true
-        });
-        ended.map_or(std::task::Poll::Pending, std::task::Poll::Ready)
-    });
-    let index = index.await;
-    ended_early(&mut threads[index]).await
+    std::future::poll_fn(|cx| {
+        let ended =
+            threads.iter_mut().find_map(|thread| match Pin::new(&mut thread.ended).poll(cx) {
+                Poll::Ready(ended) => Some(ended_early(thread.id, ended)),
+                Poll::Pending => None,
+            });
+        ended.map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
 }
 
 /// Not ready at once; still accepting for the grace; then closing what is open; then the end.

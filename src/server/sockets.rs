@@ -8,11 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tracing::{info, warn};
 
 use crate::server::ServeError;
-use crate::shard::MAX_REFUSED;
-
-/// Connections that the kernel may keep for a listening socket until they are accepted. The kernel
-/// lowers it to net.core.somaxconn.
-const BACKLOG: i32 = 4_096;
+use crate::shard::{MAX_BACKLOG, MAX_REFUSED};
 
 /// Descriptors kept back for everything that is not a connection: standard streams, listening
 /// sockets, admin connections, files.
@@ -29,6 +25,11 @@ pub(super) fn listen_each(
     address: SocketAddr,
     count: u16,
 ) -> Result<(SocketAddr, Vec<TcpListener>), ServeError> {
+    // SO_REUSEPORT lets any program of this user share the port, and would give it half of the
+    // clients. One socket without it finds out whether another program is there already.
+    if address.port() != 0 {
+        drop(listen_one(setting, address)?);
+    }
     let first = bind(setting, address)?;
     let taken = first.local_addr().map_err(ServeError::system("read a socket's address"))?;
     let mut listeners = vec![first];
@@ -60,7 +61,7 @@ fn listen(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
     socket.set_tcp_nodelay(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
+    socket.listen(MAX_BACKLOG.into())?;
     Ok(socket.into())
 }
 
@@ -140,9 +141,20 @@ mod tests {
     }
 
     #[test]
+    fn second_gateway_on_the_same_address_is_refused() {
+        let (taken, _listeners) = listen_each("listen", "127.0.0.1:0".parse().unwrap(), 2).unwrap();
+        assert!(matches!(listen_each("listen", taken, 2), Err(ServeError::Listen { .. })));
+    }
+
+    #[test]
     fn address_in_use_names_the_setting_its_value_and_the_remedy() {
         let (taken, _listener) =
             listen_one("admin_listen", "127.0.0.1:0".parse().unwrap()).unwrap();
+        for again in
+            [listen_one("admin_listen", taken).err(), listen_each("listen", taken, 1).err()]
+        {
+            assert!(matches!(again, Some(ServeError::Listen { .. })), "{again:?}");
+        }
         let error = listen_one("admin_listen", taken).unwrap_err().to_string();
         assert!(error.starts_with(&format!("admin_listen is {taken} and cannot")), "{error}");
         assert!(error.ends_with("or choose another port"), "{error}");

@@ -19,6 +19,10 @@ const MAX_ACCEPTS_PER_TURN: usize = 64;
 /// descriptors kept back for telling are a bound too.
 pub const MAX_REFUSED: usize = 32;
 
+/// Connections that the kernel may keep for a listening socket until they are accepted. The kernel
+/// lowers it to net.core.somaxconn.
+pub const MAX_BACKLOG: u16 = 4_096;
+
 /// How long to leave the backlog alone when the process or the machine has no descriptor left.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
@@ -30,7 +34,10 @@ pub(crate) async fn accept(shard: Rc<Shard>, listener: TcpListener) {
             // The socket comes non-blocking and with the TCP_NODELAY of the listening one.
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = shard.stop_accepting.notified() => return,
+                () = shard.stop_accepting.notified() => {
+                    answer_backlog(&shard, listener);
+                    return;
+                }
             };
             match accepted {
                 Ok((socket, _)) => {
@@ -55,6 +62,24 @@ pub(crate) async fn accept(shard: Rc<Shard>, listener: TcpListener) {
             }
         }
         tokio::task::yield_now().await;
+    }
+}
+
+/// Takes the connections that the kernel has accepted already. Closing the listening socket would
+/// reset them; so they are told that the gateway is draining.
+fn answer_backlog(shard: &Rc<Shard>, listener: TcpListener) {
+    let Ok(listener) = listener.into_std() else {
+        return;
+    };
+    for _ in 0..MAX_BACKLOG {
+        let Ok((socket, _)) = listener.accept() else {
+            return;
+        };
+        if socket.set_nonblocking(true).is_ok()
+            && let Ok(socket) = TcpStream::from_std(socket)
+        {
+            admit(shard, socket);
+        }
     }
 }
 

@@ -12,11 +12,19 @@ use crate::connection::outbound::{Limit, Pushed, SlowConsumerPolicy};
 use crate::connection::{Connection, Ending};
 use crate::hub::{ChannelKey, SubscriptionKey};
 use crate::protocol::raw::Ask;
-use crate::pubsub::{Batch, ConnectionId};
+use crate::pubsub::{Batch, ConnectionId, ShardId};
 use crate::shard::Shard;
 use crate::telemetry::counters::{BINARY, SlowConsumer, TEXT};
 use crate::wire::close::CloseCode;
 use crate::wire::frame;
+
+/// A channel, as one of its subscribers remembers it.
+#[derive(Clone, Copy)]
+pub(crate) struct Channel {
+    pub(crate) key: ChannelKey,
+    /// Where its publications go.
+    pub(crate) home: ShardId,
+}
 
 /// One connection past its handshake. Its driver, the fan-out, the timers and the orders from other
 /// threads all come to it here.
@@ -25,7 +33,7 @@ pub(crate) struct Client {
     /// What its messages ask for.
     pub(crate) ask: Ask,
     /// The channel that it is subscribed to and publishes to.
-    pub(crate) channel: Option<ChannelKey>,
+    pub(crate) channel: Option<Channel>,
     /// Given back when the connection ends.
     pub(crate) subscription: Cell<Option<SubscriptionKey>>,
     pub(crate) socket: RefCell<TcpStream>,
@@ -40,7 +48,7 @@ pub(crate) struct Client {
     pub(crate) is_shut: Cell<bool>,
 }
 
-/// An echo connection's queue is bounded by not reading from it, never by a policy.
+/// What a client gets in answer to its own frames is bounded by not reading from it, never by a policy.
 pub(crate) const UNLIMITED: Limit =
     Limit { max_bytes: usize::MAX, policy: SlowConsumerPolicy::Close };
 
@@ -48,7 +56,7 @@ impl Client {
     pub(crate) fn new(
         id: ConnectionId,
         ask: Ask,
-        subscribed: Option<(ChannelKey, SubscriptionKey)>,
+        subscribed: Option<(Channel, SubscriptionKey)>,
         socket: TcpStream,
         now: Instant,
     ) -> Self {
@@ -169,7 +177,7 @@ impl Client {
             return;
         }
         let less_own;
-        let (segments, count) = if batch.has_exclusions() {
+        let (segments, count) = if batch.excludes(self.id) {
             less_own = batch.segments_for(self.id);
             (less_own.0.as_slice(), less_own.1)
         } else {
@@ -219,7 +227,8 @@ impl Client {
                 written -= segment.len();
                 continue;
             }
-            let pushed = match std::mem::take(&mut written) {
+            let taken = std::mem::take(&mut written);
+            let pushed = match taken {
                 0 => connection.outbound.push(segment, &shard.limit),
                 written => connection.outbound.push_rest(segment, written, &shard.limit),
             };
@@ -227,8 +236,12 @@ impl Client {
                 Pushed::Queued => {}
                 Pushed::Dropped(frames) => shard.count_slow_consumer(frames),
                 Pushed::Overflow => {
-                    let refused: usize =
-                        segments[index..].iter().map(|rest| frame::count(rest)).sum();
+                    let rest = segment.slice(frame::boundary_from(segment, taken)..);
+                    let behind = &segments[index + 1..];
+                    let refused: usize = std::iter::once(&rest)
+                        .chain(behind)
+                        .map(|frames| frame::count_messages(frames))
+                        .sum();
                     let waiting = connection.close_slow_consumer(shard.now(), &shard.timing);
                     shard.count_slow_consumer(refused + waiting);
                     break;
@@ -241,6 +254,9 @@ impl Client {
     /// Starts the closing handshake from outside the driver.
     pub(crate) fn close(&self, code: CloseCode, reason: &str, shard: &Shard) {
         let mut connection = self.connection.borrow_mut();
+        if connection.ended().is_some() {
+            return;
+        }
         connection.close(shard.now(), code, reason, &shard.timing);
         self.write_waiting(&mut connection, shard);
         shard.arm(self, &connection);

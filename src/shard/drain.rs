@@ -3,8 +3,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::pubsub::ConnectionId;
 use crate::shard::Shard;
-use crate::shard::client::Client;
 use crate::wire::close::CloseCode;
 
 /// How often connections are closed meanwhile.
@@ -17,7 +17,8 @@ const REASON: &str = "the gateway is draining";
 pub(crate) async fn drain(shard: Rc<Shard>, duration: Duration) {
     shard.is_closing.set(true);
     shard.stop_accepting.notify_one();
-    let clients: Vec<Rc<Client>> = shard.table.borrow().clients().cloned().collect();
+    // Names, not the connections themselves: one that has ended must let go of its socket.
+    let clients = shard.client_ids();
     let start = tokio::time::Instant::now();
     let mut closed = 0;
     while closed < clients.len() {
@@ -29,16 +30,14 @@ pub(crate) async fn drain(shard: Rc<Shard>, duration: Duration) {
             let share = elapsed.as_secs_f64() / duration.as_secs_f64();
             ((clients.len() as f64 * share) as usize + 1).min(clients.len())
         };
-        for client in &clients[closed..due] {
-            shard.guard(client, || client.close(CloseCode::GOING_AWAY, REASON, &shard));
-        }
-        closed = closed.max(due);
+        shard.close_all(&clients[closed..due]);
+        closed = due;
         if closed < clients.len() {
             tokio::time::sleep(STEP).await;
         }
     }
-    drop(clients);
-    close_rest(&shard);
+    // Those that came while the others were being closed.
+    shard.close_all(&shard.client_ids());
     // Whoever does not answer is let go by the close timeout; the handshake timeout ends the others.
     let limit = shard.timing.close_timeout + shard.settings.handshake_timeout;
     let all_gone = async {
@@ -50,10 +49,18 @@ pub(crate) async fn drain(shard: Rc<Shard>, duration: Duration) {
     shard.ended.notify_one();
 }
 
-/// Closes what came while the others were being closed.
-fn close_rest(shard: &Rc<Shard>) {
-    let clients: Vec<Rc<Client>> = shard.table.borrow().clients().cloned().collect();
-    for client in clients {
-        shard.guard(&client, || client.close(CloseCode::GOING_AWAY, REASON, shard));
+impl Shard {
+    fn client_ids(&self) -> Vec<ConnectionId> {
+        self.table.borrow().clients().map(|client| client.id).collect()
+    }
+
+    /// Closes those of `clients` that are still there.
+    fn close_all(&self, clients: &[ConnectionId]) {
+        for id in clients {
+            let client = self.table.borrow().client(*id).cloned();
+            if let Some(client) = client {
+                self.guard(&client, || client.close(CloseCode::GOING_AWAY, REASON, self));
+            }
+        }
     }
 }

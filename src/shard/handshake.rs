@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::TcpStream as StdTcpStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -23,15 +24,14 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use crate::broker::Broker;
-use crate::hub::{ChannelKey, SubscriptionKey};
+use crate::hub::SubscriptionKey;
 use crate::protocol::raw;
 use crate::protocol::target::{Endpoint, Target, TargetError};
 use crate::pubsub::ConnectionId;
 use crate::shard::Shard;
-use crate::shard::client::Client;
+use crate::shard::client::{Channel, Client};
 use crate::shard::driver::{self, Driver};
-use crate::shard::wheel::Entry;
-use crate::telemetry::counters::Rejection;
+use crate::telemetry::counters::{Rejection, TEXT};
 use crate::wire::close::CloseCode;
 use crate::wire::decoder::MAX_KEPT_BYTES;
 use crate::wire::handshake::{self as rules, HandshakeError};
@@ -50,20 +50,26 @@ type Response101 = Response<Full<Bytes>>;
 
 /// A socket in its opening handshake.
 pub(crate) struct Handshake {
-    id: ConnectionId,
+    pub(crate) id: ConnectionId,
     /// It will only be told why it cannot be served.
     refusal: Option<Rejection>,
+    deadline: Instant,
     has_expired: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
 impl Handshake {
-    /// The time for it is over.
-    pub(crate) fn expire(&self) {
+    /// The time for it is over at `now`, or it is asked too early: the wheel does not reach far. Then
+    /// this returns the deadline, to be entered again.
+    pub(crate) fn handle_timeout(&self, now: Instant) -> Option<Instant> {
+        if now < self.deadline {
+            return Some(self.deadline);
+        }
         self.has_expired.set(true);
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+        None
     }
 
     fn poll_expired(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -79,13 +85,13 @@ impl Handshake {
 }
 
 /// Gives the slot back where no connection comes of it.
-struct Place {
+struct Reservation {
     shard: Rc<Shard>,
     handshake: Rc<Handshake>,
     is_kept: bool,
 }
 
-impl Drop for Place {
+impl Drop for Reservation {
     fn drop(&mut self) {
         if !self.is_kept {
             self.shard.leave(self.handshake.id);
@@ -97,7 +103,7 @@ impl Drop for Place {
 /// A subscription that was announced before its connection is open.
 struct Subscription {
     shard: Rc<Shard>,
-    channel: ChannelKey,
+    channel: Channel,
     key: Option<SubscriptionKey>,
 }
 
@@ -135,25 +141,20 @@ pub(crate) fn begin(
     accepted_at: Instant,
     refusal: Option<Rejection>,
 ) {
+    let deadline = accepted_at + shard.settings.handshake_timeout;
     let handshake = shard.table.borrow_mut().insert(|id| {
         let (has_expired, waker) = (Cell::new(false), RefCell::new(None));
-        Rc::new(Handshake { id, refusal, has_expired, waker })
+        Rc::new(Handshake { id, refusal, deadline, has_expired, waker })
     });
     let Some(handshake) = handshake else {
         shard.counters.connections_rejected[Rejection::Overload as usize].increment();
         uncount(shard, refusal);
         return;
     };
-    let deadline = accepted_at + shard.settings.handshake_timeout;
-    let ConnectionId { slot, generation, .. } = handshake.id;
-    {
-        let mut wheel = shard.wheel.borrow_mut();
-        let tick = wheel.tick(deadline);
-        wheel.enter(tick, Entry { slot, generation });
-    }
-    shard.deadline_entered(deadline);
-    let place = Place { shard: Rc::clone(shard), handshake, is_kept: false };
-    tokio::task::spawn_local(serve(place, socket, accepted_at));
+    shard.enter_deadline(handshake.id, deadline);
+    let id = handshake.id;
+    let reserved = Reservation { shard: Rc::clone(shard), handshake, is_kept: false };
+    tokio::task::spawn_local(caught(Rc::clone(shard), id, serve(reserved, socket, accepted_at)));
 }
 
 /// Undoes the counting of a socket of which no connection comes.
@@ -164,8 +165,20 @@ fn uncount(shard: &Shard, refusal: Option<Rejection>) {
     }
 }
 
-async fn serve(mut place: Place, socket: TcpStream, accepted_at: Instant) {
-    let (shard, handshake) = (Rc::clone(&place.shard), Rc::clone(&place.handshake));
+/// Runs `handshake`. A bug in it ends that socket and no other.
+async fn caught(shard: Rc<Shard>, id: ConnectionId, handshake: impl Future<Output = ()>) {
+    let mut handshake = std::pin::pin!(handshake);
+    let ended = poll_fn(|cx| {
+        let polled = catch_unwind(AssertUnwindSafe(|| handshake.as_mut().poll(cx)));
+        polled.map_or_else(|panic| Poll::Ready(Err(panic)), |poll| poll.map(Ok))
+    });
+    if let Err(panic) = ended.await {
+        driver::report_panic(&id.to_uuid(shard.gateway), &*panic, &shard);
+    }
+}
+
+async fn serve(mut reserved: Reservation, socket: TcpStream, accepted_at: Instant) {
+    let (shard, handshake) = (Rc::clone(&reserved.shard), Rc::clone(&reserved.handshake));
     let accepted: Rc<RefCell<Option<Accepted>>> = Rc::default();
     let rejection: Rc<Cell<Option<Rejection>>> = Rc::default();
     let service = service_fn(|mut request: Request<Incoming>| {
@@ -227,7 +240,7 @@ async fn serve(mut place: Place, socket: TcpStream, accepted_at: Instant) {
         shard.counters.connections_rejected[Rejection::Disconnected as usize].increment();
         return;
     };
-    place.is_kept = true;
+    reserved.is_kept = true;
     shard.counters.handshake_duration.record(accepted_at.elapsed());
     let opening = Opening {
         id: handshake.id,
@@ -265,6 +278,7 @@ fn open(shard: &Rc<Shard>, opening: Opening) {
     shard.guard(&client, || {
         let mut connection = client.connection.borrow_mut();
         if target.hello {
+            shard.counters.messages_sent[TEXT].increment();
             client.send(&mut connection, &raw::hello(&id.to_uuid(shard.gateway)), shard);
         }
         if !early.is_empty() {
@@ -327,7 +341,8 @@ async fn answer(
             if subscribed.is_first {
                 shard.broker.subscribe(name, permit);
             }
-            let (channel, key) = (subscribed.channel, Some(subscribed.key));
+            let channel = Channel { key: subscribed.channel, home: shard.broker.home(name) };
+            let key = Some(subscribed.key);
             Some(Subscription { shard: Rc::clone(shard), channel, key })
         }
     };
@@ -404,7 +419,28 @@ impl Refusal {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::pubsub::ShardId;
+
+    #[test]
+    fn handshake_that_is_asked_before_its_deadline_wants_to_be_asked_again() {
+        let start = Instant::now();
+        let deadline = start + Duration::from_secs(70);
+        let handshake = Handshake {
+            id: ConnectionId { shard: ShardId::new(0), slot: 0, generation: 0 },
+            refusal: None,
+            deadline,
+            has_expired: Cell::new(false),
+            waker: RefCell::new(None),
+        };
+        // The wheel reaches 51 s.
+        assert_eq!(handshake.handle_timeout(start + Duration::from_secs(51)), Some(deadline));
+        assert!(!handshake.has_expired.get());
+        assert_eq!(handshake.handle_timeout(deadline), None);
+        assert!(handshake.has_expired.get());
+    }
 
     #[test]
     fn answer_to_a_slow_handshake_has_the_length_that_it_says() {

@@ -36,23 +36,24 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::runtime::{Builder, LocalOptions, RuntimeMetrics};
 use tokio::sync::{Notify, mpsc, oneshot};
-use tracing::error;
+use tracing::{debug, error};
 
 use crate::broker::Broker;
 use crate::broker::memory::{MemoryBroker, Seat};
-use crate::connection::outbound::Limit;
+use crate::connection::outbound::{Limit, OutboundQueue};
 use crate::connection::{Connection, Initiator, Timing};
-use crate::hub::Hub;
+use crate::hub::{Hub, SubscriptionKey};
 use crate::pubsub::{ConnectionId, GatewayId, ShardId};
-pub use crate::shard::accept::MAX_REFUSED;
-use crate::shard::client::Client;
+pub use crate::shard::accept::{MAX_BACKLOG, MAX_REFUSED};
+use crate::shard::client::{Channel, Client};
 use crate::shard::driver::report_panic;
 use crate::shard::orders::{Handle, Order};
 use crate::shard::settings::Settings;
 use crate::shard::table::{Occupant, Table};
 use crate::shard::turn::{Frame, Turn};
 use crate::shard::wheel::{Entry, Wheel};
-use crate::telemetry::counters::{Counters, close_code_index};
+use crate::telemetry::counters::{Counters, close_code_index, closed_index};
+use crate::wire::close::CloseCode;
 use crate::wire::decoder::MAX_KEPT_BYTES;
 use crate::wire::frame;
 use crate::wire::header::Opcode;
@@ -157,7 +158,6 @@ pub(crate) struct Shard {
     timing: Timing,
     limit: Limit,
     max_message_bytes: usize,
-    max_read_bytes: usize,
     max_echo_read_bytes: usize,
     max_echo_backlog_bytes: usize,
     counters: Arc<Counters>,
@@ -171,7 +171,7 @@ pub(crate) struct Shard {
     /// of `driver::process`.
     read_buffer: RefCell<Box<[u8]>>,
     /// Publishers to congested channels that wait for room.
-    paused: RefCell<Vec<Rc<Client>>>,
+    paused: RefCell<Vec<ConnectionId>>,
     wheel: RefCell<Wheel>,
     /// Until when the timers' task sleeps.
     timers_sleep_until: Cell<Option<Instant>>,
@@ -256,7 +256,6 @@ impl Shard {
             },
             limit: Limit { max_bytes: queue_bytes, policy: settings.slow_consumer },
             max_message_bytes: settings.max_message_bytes,
-            max_read_bytes: READ_BUFFER_BYTES,
             // Half of the queue may wait when a read adds as much as the other half.
             max_echo_read_bytes: (queue_bytes / 2).clamp(1, READ_BUFFER_BYTES),
             max_echo_backlog_bytes: (queue_bytes / 2).max(1),
@@ -290,7 +289,7 @@ impl Shard {
     /// Collects a message of `client` for its channel.
     #[inline]
     fn publish(&self, client: &Client, own: bool, frame: Frame<'_>, now: Instant) {
-        let Some(channel) = client.channel else {
+        let Some(Channel { key, .. }) = client.channel else {
             return;
         };
         let mut turn = self.turn.borrow_mut();
@@ -298,24 +297,24 @@ impl Shard {
             self.turn_started.notify_one();
         }
         let excluded = (!own).then_some(client.id);
-        turn.publish(channel, &self.hub.borrow(), frame, excluded, now);
+        turn.publish(key, &self.hub.borrow(), frame, excluded, now);
         self.counters.publications_from_connections.increment();
     }
 
     /// Has `client` woken when its channel is no longer congested.
     fn pause(&self, client: &Client) {
-        if !client.is_paused.replace(true)
-            && let Some(client) = self.table.borrow().client_in(client.id.slot)
-        {
-            self.paused.borrow_mut().push(Rc::clone(client));
+        if !client.is_paused.replace(true) {
+            self.paused.borrow_mut().push(client.id);
         }
     }
 
     /// Wakes the publishers that waited for room.
     fn resume(&self) {
-        for client in self.paused.take() {
-            client.is_paused.set(false);
-            client.wake_driver();
+        for id in self.paused.take() {
+            if let Some(client) = self.table.borrow().client(id) {
+                client.is_paused.set(false);
+                client.wake_driver();
+            }
         }
     }
 
@@ -324,22 +323,22 @@ impl Shard {
         let Some(deadline) = connection.poll_timeout(&self.timing) else {
             return;
         };
-        let mut wheel = self.wheel.borrow_mut();
-        let tick = wheel.tick(deadline);
         let armed = client.timer_tick.get();
-        if armed == 0 || tick < armed {
-            client.timer_tick.set(tick);
-            let ConnectionId { slot, generation, .. } = client.id;
-            wheel.enter(tick, Entry { slot, generation });
-            drop(wheel);
-            self.deadline_entered(deadline);
+        if armed == 0 || self.wheel.borrow().tick(deadline) < armed {
+            client.timer_tick.set(self.enter_deadline(client.id, deadline));
         }
     }
 
-    fn deadline_entered(&self, deadline: Instant) {
+    /// Has the wheel look at whoever is called `id` when `deadline` is due. Returns the tick.
+    fn enter_deadline(&self, id: ConnectionId, deadline: Instant) -> u64 {
+        let ConnectionId { slot, generation, .. } = id;
+        let mut wheel = self.wheel.borrow_mut();
+        let tick = wheel.tick(deadline);
+        wheel.enter(tick, Entry { slot, generation });
         if self.timers_sleep_until.get().is_none_or(|until| deadline < until) {
             self.timers_changed.notify_one();
         }
+        tick
     }
 
     /// Acts on the deadlines that are due.
@@ -351,7 +350,11 @@ impl Shard {
                     Some(Occupant::Client(client)) if client.timer_tick.get() == tick => {
                         self.guard(&client, || self.handle_timeout(&client, now));
                     }
-                    Some(Occupant::Handshake(handshake)) => handshake.expire(),
+                    Some(Occupant::Handshake(handshake)) => {
+                        if let Some(deadline) = handshake.handle_timeout(now) {
+                            self.enter_deadline(handshake.id, deadline);
+                        }
+                    }
                     // It was entered again for an earlier tick, or has ended.
                     Some(Occupant::Client(_)) | None => {}
                 }
@@ -380,8 +383,8 @@ impl Shard {
         };
         report_panic(&client.id.to_uuid(self.gateway), &*panic, self);
         if let Ok(mut connection) = client.connection.try_borrow_mut() {
-            let code = crate::wire::close::CloseCode::INTERNAL_ERROR;
-            connection.fail(self.now(), code, "internal error", &self.timing);
+            let (now, code) = (self.now(), CloseCode::INTERNAL_ERROR);
+            connection.fail(now, code, "internal error", &self.timing);
             self.arm(client, &connection);
         }
         client.wake_driver();
@@ -394,17 +397,19 @@ impl Shard {
             let waiting = connection.outbound.bytes();
             self.counters.outbound_queue_bytes.moved(waiting, 0);
             connection.handle_disconnect();
+            connection.outbound = OutboundQueue::default();
         }
         let initiator = match ending.initiator {
             Initiator::Local => 0,
             Initiator::Remote => 1,
         };
-        self.counters.connections_closed[close_code_index(ending.code) * 2 + initiator].increment();
+        let index = closed_index(close_code_index(ending.code), initiator);
+        self.counters.connections_closed[index].increment();
         self.counters.connections.moved(1, 0);
         if let Some(subscription) = client.subscription.take() {
             self.unsubscribe(subscription);
         }
-        tracing::debug!(
+        debug!(
             connection = %client.id.to_uuid(self.gateway),
             code = ending.code,
             initiator = ?ending.initiator,
@@ -414,7 +419,7 @@ impl Shard {
         self.loads.leave(self.id);
     }
 
-    fn unsubscribe(&self, subscription: crate::hub::SubscriptionKey) {
+    fn unsubscribe(&self, subscription: SubscriptionKey) {
         self.counters.subscriptions.moved(1, 0);
         let last = self.hub.borrow_mut().unsubscribe(subscription);
         if let Some((key, name)) = last {

@@ -2,6 +2,7 @@
 
 use std::net::TcpStream;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -10,8 +11,8 @@ use globset::GlobMatcher;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::broker::{Broker, Inbound};
-use crate::pubsub::{Batch, ChannelName, ConnectionId};
-use crate::shard::table::Occupant;
+use crate::pubsub::{Batch, BatchBuilder, ChannelName, ConnectionId};
+use crate::shard::client::Client;
 use crate::shard::{Shard, drain, handshake};
 use crate::wire::close::CloseCode;
 
@@ -100,18 +101,20 @@ impl Handle {
 /// Takes what comes in for the shard, from the broker's lanes and from its handle.
 pub(crate) async fn take(shard: Rc<Shard>, mut orders: mpsc::Receiver<Order>) {
     loop {
-        let mut deliveries: Vec<(ChannelName, Vec<std::sync::Arc<Batch>>)> = Vec::new();
+        let mut deliveries: Vec<(ChannelName, Vec<Arc<Batch>>)> = Vec::new();
+        let mut order = None;
         let mut taken = 0;
-        let mut given = None;
-        std::future::poll_fn(|cx| {
-            while taken < MAX_TAKEN_PER_TURN {
-                if let Poll::Ready(Some(order)) = orders.poll_recv(cx) {
-                    taken += 1;
-                    given = Some(order);
-                    break;
-                }
+        let has_more = std::future::poll_fn(|cx| {
+            // A turn that is full is flushed before more joins it.
+            while taken < MAX_TAKEN_PER_TURN && !shard.turn.borrow().is_full() {
                 match shard.broker.poll_inbound(cx) {
-                    Poll::Pending => break,
+                    Poll::Pending => {
+                        let Poll::Ready(Some(next)) = orders.poll_recv(cx) else {
+                            return if taken == 0 { Poll::Pending } else { Poll::Ready(false) };
+                        };
+                        order = Some(next);
+                        return Poll::Ready(false);
+                    }
                     Poll::Ready(Inbound::Room) => shard.resume(),
                     Poll::Ready(Inbound::Delivery(channel, batch)) => {
                         match deliveries.iter_mut().find(|(name, _)| *name == channel) {
@@ -125,16 +128,21 @@ pub(crate) async fn take(shard: Rc<Shard>, mut orders: mpsc::Receiver<Order>) {
                 }
                 taken += 1;
             }
-            if taken == 0 { Poll::Pending } else { Poll::Ready(()) }
+            // However much comes in, an order is taken with each round of it.
+            if let Poll::Ready(Some(next)) = orders.poll_recv(cx) {
+                order = Some(next);
+            }
+            Poll::Ready(true)
         })
         .await;
         for (channel, batches) in deliveries {
             shard.fan_out_together(&channel, &batches);
         }
-        if let Some(order) = given {
+        if let Some(order) = order {
             shard.handle_order(order);
         }
-        if taken == MAX_TAKEN_PER_TURN {
+        if has_more {
+            // The flush and the connections come first.
             tokio::task::yield_now().await;
         }
     }
@@ -151,12 +159,12 @@ impl Shard {
     }
 
     /// Hands several batches to the subscribers of `channel` in one write each.
-    fn fan_out_together(&self, channel: &ChannelName, batches: &[std::sync::Arc<Batch>]) {
+    fn fan_out_together(&self, channel: &ChannelName, batches: &[Arc<Batch>]) {
         match batches {
             [] => {}
             [batch] => self.fan_out(channel, batch),
             [first, ..] => {
-                let mut together = crate::pubsub::BatchBuilder::new(first.received_at());
+                let mut together = BatchBuilder::new(first.received_at());
                 batches.iter().for_each(|batch| together.push_batch(batch));
                 self.fan_out(channel, &together.finish());
             }
@@ -203,13 +211,9 @@ impl Shard {
         true
     }
 
-    fn open_client(&self, id: ConnectionId) -> Option<Rc<crate::shard::client::Client>> {
-        let table = self.table.borrow();
-        match table.occupant(id.slot, id.generation)? {
-            Occupant::Client(client) if client.connection.borrow().is_open() => {
-                Some(Rc::clone(client))
-            }
-            Occupant::Client(_) | Occupant::Handshake(_) => None,
-        }
+    fn open_client(&self, id: ConnectionId) -> Option<Rc<Client>> {
+        let client = self.table.borrow().client(id).cloned()?;
+        let is_open = client.connection.borrow().is_open();
+        is_open.then_some(client)
     }
 }

@@ -76,6 +76,14 @@ impl Table {
         slot.occupant.as_ref()
     }
 
+    /// The connection called `id`, if it is past its handshake and still there.
+    pub(crate) fn client(&self, id: ConnectionId) -> Option<&Rc<Client>> {
+        match self.occupant(id.slot, id.generation)? {
+            Occupant::Client(client) => Some(client),
+            Occupant::Handshake(_) => None,
+        }
+    }
+
     /// The connection in `slot`, if it is past its handshake.
     #[inline]
     pub(crate) fn client_in(&self, slot: u32) -> Option<&Rc<Client>> {

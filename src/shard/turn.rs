@@ -58,17 +58,18 @@ impl Turn {
         now: Instant,
     ) {
         let batch = self.batch(channel, hub, now);
-        let before = batch.bytes();
+        let before = batch.weight();
         match frame {
             Frame::Borrowed(frame) => batch.push_borrowed(frame, excluded),
             Frame::Owned(frame) => batch.push(frame, excluded),
         }
-        self.bytes += batch.bytes() - before;
+        let added = batch.weight() - before;
+        self.bytes += added;
     }
 
     /// Adds a batch that came from elsewhere.
     pub(crate) fn publish_batch(&mut self, channel: ChannelName, hub: &Hub, batch: &Batch) {
-        self.bytes += batch.bytes();
+        self.bytes += batch.weight();
         match hub.find(&channel) {
             Some(key) => self.batch(key, hub, batch.received_at()).push_batch(batch),
             None => {

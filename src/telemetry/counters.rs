@@ -96,6 +96,11 @@ pub fn close_code_index(code: u16) -> usize {
     }
 }
 
+/// Position of a closed connection's counter: by code, and for each code by [`INITIATORS`].
+pub fn closed_index(code: usize, initiator: usize) -> usize {
+    code * INITIATORS.len() + initiator
+}
+
 /// Values of the label `initiator`.
 pub const INITIATORS: [&str; 2] = ["local", "remote"];
 
@@ -127,15 +132,15 @@ pub struct Counters {
     /// Sockets accepted.
     pub connections_accepted: Counter,
     /// By [`Rejection`].
-    pub connections_rejected: Family<11>,
-    /// By [`close_code_index`] times two plus the index into [`INITIATORS`].
-    pub connections_closed: Family<32>,
+    pub connections_rejected: Family<{ Rejection::LABELS.len() }>,
+    /// By [`closed_index`].
+    pub connections_closed: Family<{ CLOSE_CODES.len() * INITIATORS.len() }>,
     /// From accepting a socket to the end of its opening handshake.
     pub handshake_duration: Histogram,
     /// By kind.
-    pub messages_received: Family<2>,
-    /// By kind; written to a socket or an outbound queue.
-    pub messages_sent: Family<2>,
+    pub messages_received: Family<{ MESSAGE_KINDS.len() }>,
+    /// By kind; handed to a connection, whether its socket, its queue or its policy took them.
+    pub messages_sent: Family<{ MESSAGE_KINDS.len() }>,
     /// Frames with their headers, as read from sockets.
     pub received_bytes: Counter,
     /// Frames with their headers, as written to sockets.
@@ -150,9 +155,9 @@ pub struct Counters {
     /// each batch and shard.
     pub delivery_lag: Histogram,
     /// By [`SlowConsumer`].
-    pub slow_consumers: Family<3>,
+    pub slow_consumers: Family<{ SlowConsumer::LABELS.len() }>,
     /// By [`SlowConsumer`].
-    pub dropped_messages: Family<3>,
+    pub dropped_messages: Family<{ SlowConsumer::LABELS.len() }>,
     /// Bytes waiting in outbound queues.
     pub outbound_queue_bytes: Gauge,
     /// Times that a lane of some mailbox was full.

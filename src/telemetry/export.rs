@@ -6,12 +6,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use metrics::{Gauge, Histogram, Label, Level, Metadata, Recorder, Unit};
+use metrics::{Gauge, Histogram, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::PrometheusRecorder;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::telemetry::counters::{
-    CLOSE_CODES, Counters, INITIATORS, MESSAGE_KINDS, Rejection, SlowConsumer,
+    CLOSE_CODES, Counters, INITIATORS, MESSAGE_KINDS, Rejection, SlowConsumer, closed_index,
 };
 use crate::telemetry::histogram::{self, BOUNDS_SECONDS, Snapshot};
 
@@ -77,20 +77,14 @@ impl Exporter {
         };
         register.describe_gauge(
             "wsgate_connections",
-            None,
             "Connections that are open or closing, by shard.",
         );
         register.describe_gauge(
             "wsgate_shard_busy_ratio",
-            None,
             "Share of the last second in which a shard was working, 0 to 1.",
         );
-        register.describe_gauge("wsgate_draining", None, "1 while the gateway drains, else 0.");
-        register.describe_gauge(
-            "wsgate_build_info",
-            None,
-            "Always 1; the label tells the version.",
-        );
+        register.describe_gauge("wsgate_draining", "1 while the gateway drains, else 0.");
+        register.describe_gauge("wsgate_build_info", "Always 1; the label tells the version.");
         let connections =
             (0..shards.len()).map(|index| shard_gauge("wsgate_connections", index)).collect();
         let busy = busy_times.into_iter().enumerate().map(|(index, busy_time)| Busy {
@@ -190,8 +184,8 @@ impl Register<'_> {
         self.recorder.register_gauge(&metrics::Key::from_parts(name, labels), &METADATA)
     }
 
-    fn describe_gauge(&self, name: &'static str, unit: Option<Unit>, text: &'static str) {
-        self.recorder.describe_gauge(name.into(), unit, text.into());
+    fn describe_gauge(&self, name: &'static str, text: &'static str) {
+        self.recorder.describe_gauge(name.into(), None, text.into());
     }
 
     fn counters(
@@ -243,20 +237,22 @@ impl Register<'_> {
 
         let name = "wsgate_connections_closed_total";
         describe(name, "Connections that ended, by close code and by who began to close.");
-        for index in 0..CLOSE_CODES.len() * INITIATORS.len() {
-            let labels = vec![
-                Label::new("code", CLOSE_CODES[index / 2]),
-                Label::new("initiator", INITIATORS[index % 2]),
-            ];
-            self.counter(&mut all, name, labels, move |from| {
-                from.connections_closed[index].value()
-            });
+        for (code, code_label) in CLOSE_CODES.into_iter().enumerate() {
+            for (initiator, initiator_label) in INITIATORS.into_iter().enumerate() {
+                let labels =
+                    vec![Label::new("code", code_label), Label::new("initiator", initiator_label)];
+                let index = closed_index(code, initiator);
+                self.counter(&mut all, name, labels, move |from| {
+                    from.connections_closed[index].value()
+                });
+            }
         }
 
         describe("wsgate_messages_received_total", "Data messages from clients, by kind.");
         describe(
             "wsgate_messages_sent_total",
-            "Data messages written to clients or to their outbound queues, by kind.",
+            "Data messages handed to connections, by kind; those of them that full outbound queues \
+             cost are in wsgate_dropped_messages_total too.",
         );
         for (index, kind) in MESSAGE_KINDS.into_iter().enumerate() {
             let labels = || vec![Label::new("kind", kind)];
@@ -318,7 +314,7 @@ impl Register<'_> {
             }),
         ];
         let all = plain.into_iter().map(|(name, text, read)| -> (Gauge, Read<u64>) {
-            self.describe_gauge(name, None, text);
+            self.describe_gauge(name, text);
             (self.gauge(name, Vec::new()), Box::new(read))
         });
         all.collect()

@@ -54,10 +54,19 @@ impl Snapshot {
     /// What came since `earlier`: for each bucket that grew, how many observations, and the mean of
     /// them in seconds, which lies in that bucket.
     pub fn since(&self, earlier: &Self) -> impl Iterator<Item = (u64, f64)> {
-        self.0.iter().zip(&earlier.0).filter_map(|((count, sum), (old_count, old_sum))| {
+        let buckets = self.0.iter().zip(&earlier.0).enumerate();
+        buckets.filter_map(|(index, ((count, sum), (old_count, old_sum)))| {
             let new = count.wrapping_sub(*old_count);
-            (new > 0).then(|| (new, (sum - old_sum) / new as f64))
+            (new > 0).then(|| (new, Self::within(index, (sum - old_sum) / new as f64)))
         })
+    }
+
+    /// The mean of new observations in the bucket of this index, kept in that bucket: the owner may
+    /// have been between writing the sum and the count when they were read.
+    fn within(index: usize, mean: f64) -> f64 {
+        let lower = index.checked_sub(1).map_or(0.0, |below| BOUNDS_SECONDS[below].next_up());
+        let upper = BOUNDS_SECONDS.get(index).copied().unwrap_or(f64::MAX);
+        mean.clamp(lower, upper)
     }
 }
 

@@ -112,6 +112,12 @@ pub fn install(format: LogFormat, filter: &LogFilter) -> Result<(), AlreadyInsta
         LogFormat::Text => lines.finish().try_init()?,
         LogFormat::Json => lines.json().flatten_event(true).finish().try_init()?,
     }
+    // A panic is an event like others, so that a log of JSON stays one.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        let text = panic.payload_as_str().unwrap_or("no text");
+        tracing::error!(place, "panic: {text}");
+    }));
     Ok(())
 }
 

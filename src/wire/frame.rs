@@ -113,14 +113,28 @@ pub fn first_frame_bytes(frames: &[u8]) -> usize {
     header_bytes + payload_bytes
 }
 
-/// How many whole frames `frames` holds.
-pub fn count(mut frames: &[u8]) -> usize {
+/// The first end of a frame in `frames`, which holds whole ones, that is not before `position`.
+pub fn boundary_from(frames: &[u8], position: usize) -> usize {
+    let mut boundary = 0;
+    while boundary < position {
+        boundary += first_frame_bytes(&frames[boundary..]);
+    }
+    boundary
+}
+
+/// How many data messages `frames` holds, which are whole frames. Control frames do not count.
+pub fn count_messages(mut frames: &[u8]) -> usize {
     let mut count = 0;
     while !frames.is_empty() {
+        count += usize::from(is_message(frames));
         frames = &frames[first_frame_bytes(frames)..];
-        count += 1;
     }
     count
+}
+
+/// Whether the frame at the front of `frames` is a data message, not a control frame.
+pub fn is_message(frames: &[u8]) -> bool {
+    frames[0] & 0x8 == 0
 }
 
 #[cfg(test)]
@@ -155,8 +169,16 @@ mod tests {
         for payload_bytes in [0, 1, 125, 126, 70_000] {
             append(&mut frames, Opcode::Text, &vec![b'x'; payload_bytes]);
         }
-        assert_eq!(count(&frames), 5);
-        assert_eq!(count(&[]), 0);
+        append(&mut frames, Opcode::Pong, b"not a message");
+        assert_eq!(count_messages(&frames), 5);
+        assert_eq!(count_messages(&[]), 0);
+    }
+
+    #[test]
+    fn boundary_is_the_next_end_of_a_frame_or_the_position_itself() {
+        let frames = [encode(Opcode::Text, b"abc"), encode(Opcode::Text, b"")].concat();
+        let boundaries: Vec<usize> = (0..=7).map(|at| boundary_from(&frames, at)).collect();
+        assert_eq!(boundaries, [0, 5, 5, 5, 5, 5, 7, 7]);
     }
 
     #[test]
