@@ -183,7 +183,13 @@ async fn memory_and_descriptors_come_back_when_connections_have_come_and_gone() 
     }
     let after = gateway.metrics().await;
     let grown = |name: &str| after.sum(name, &[]) - before.sum(name, &[]);
-    assert_eq!(grown("process_open_fds"), 0.0);
+    // The connection of a scrape may still be ending while the next one is answered.
+    let descriptors = before.sum("process_open_fds", &[]);
+    support::until("the descriptors to be back", async || {
+        let open = gateway.metrics().await.sum("process_open_fds", &[]);
+        (open <= descriptors).then_some(())
+    })
+    .await;
     let grown_mib = grown("process_resident_memory_bytes") / MIB;
     assert!(grown_mib < 4.0, "{count} connections leave {grown_mib:.1} MiB behind");
     for name in ["subscriptions", "channels", "outbound_queue_bytes"] {
