@@ -18,7 +18,7 @@ pub enum ApiError {
     )]
     MethodNotFound(String),
     /// 107, and the body is not JSON at all.
-    #[error("the body is not JSON: {0}")]
+    #[error("the body is not a JSON object: {0}")]
     NotJson(String),
     /// 107.
     #[error("{0}")]

@@ -91,7 +91,7 @@ where
         }
     };
     let Value::Object(parameters) = parameters else {
-        return Err(ApiError::NotJson("it is not an object".to_owned()));
+        return Err(ApiError::NotJson("it is another JSON value".to_owned()));
     };
     methods::call(gateway, method, &parameters).await
 }

@@ -126,8 +126,8 @@ async fn disconnect(gateway: &Gateway, parameters: &Parameters) -> Result<Value,
             let known = code.as_u64().and_then(|code| u16::try_from(code).ok());
             known.and_then(CloseCode::from_wire).ok_or_else(|| {
                 let text = format!(
-                    "code is {code}, which no Close frame may carry; use 1000, 1001, 1008, or one \
-                     from 3000 to 4999"
+                    "code is {code}, which no Close frame may carry; applications use 3000 to 4999, \
+                     and 1000 to 1003 or 1007 to 1014 as RFC 6455 means them"
                 );
                 ApiError::BadRequest(text)
             })?
@@ -238,7 +238,11 @@ fn message(gateway: &Gateway, parameters: &Parameters) -> Result<Bytes, ApiError
         (Some(value), None) => encode(gateway, Opcode::Text, value.to_string().as_bytes()),
         (None, Some(base64)) => {
             let data = base64::engine::general_purpose::STANDARD.decode(base64);
-            let data = data.map_err(|error| ApiError::BadRequest(format!("b64data: {error}")))?;
+            let data = data.map_err(|error| {
+                ApiError::BadRequest(format!(
+                    "b64data is not base64 in the standard alphabet with padding: {error}"
+                ))
+            })?;
             encode(gateway, Opcode::Binary, &data)
         }
     }

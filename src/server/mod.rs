@@ -121,6 +121,10 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
 }
 
 async fn run(settings: Settings) -> Result<(), ServeError> {
+    if let Some(path) = &settings.port_file {
+        // One of an earlier run would tell where nobody listens any more. There may be none.
+        _ = std::fs::remove_file(path);
+    }
     let open_files = sockets::raise_open_files_limit();
     let shards = settings.shards.get();
     let max_connections = sockets::max_connections(settings.max_connections, open_files, shards);
@@ -271,7 +275,7 @@ async fn drain(
     for shard in gateway.shards() {
         shard.order(Order::Drain { duration }).await;
     }
-    let limit = duration + settings.shard.close_timeout + settings.shard.handshake_timeout;
+    let limit = duration + settings.shard.close_timeout;
     let all_ended = async {
         for thread in threads.iter_mut() {
             if let Ok(Err(reason)) = (&mut thread.ended).await {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::pubsub::ConnectionId;
 use crate::shard::Shard;
+use crate::shard::wheel::TICK;
 use crate::wire::close::CloseCode;
 
 /// How often connections are closed meanwhile.
@@ -38,8 +39,9 @@ pub(crate) async fn drain(shard: Rc<Shard>, duration: Duration) {
     }
     // Those that came while the others were being closed.
     shard.close_all(&shard.client_ids());
-    // Whoever does not answer is let go by the close timeout; the handshake timeout ends the others.
-    let limit = shard.timing.close_timeout + shard.settings.handshake_timeout;
+    // By then the close timeout has let go of whoever does not answer; a handshake that is still under
+    // way would come to nothing anyway.
+    let limit = shard.timing.close_timeout + TICK * 4;
     let all_gone = async {
         while shard.table.borrow().len() > 0 {
             shard.emptied.notified().await;

@@ -323,7 +323,9 @@ async fn answer(
     let headers = request.headers();
     let text =
         |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or_default());
-    if !shard.settings.allowed_origins.allows(text(ORIGIN), text(HOST)) {
+    // Of two origins the page's own cannot be told.
+    let origins = headers.get_all(ORIGIN).iter().count();
+    if origins > 1 || !shard.settings.allowed_origins.allows(text(ORIGIN), text(HOST)) {
         return Err(Refusal::Origin);
     }
     let (response, upgrade) = fastwebsockets::upgrade::upgrade(&mut *request)

@@ -324,7 +324,7 @@ impl Shard {
             return;
         };
         let armed = client.timer_tick.get();
-        if armed == 0 || self.wheel.borrow().tick(deadline) < armed {
+        if armed == 0 || self.wheel.borrow_mut().tick(deadline, self.now()) < armed {
             client.timer_tick.set(self.enter_deadline(client.id, deadline));
         }
     }
@@ -333,7 +333,7 @@ impl Shard {
     fn enter_deadline(&self, id: ConnectionId, deadline: Instant) -> u64 {
         let ConnectionId { slot, generation, .. } = id;
         let mut wheel = self.wheel.borrow_mut();
-        let tick = wheel.tick(deadline);
+        let tick = wheel.tick(deadline, self.now());
         wheel.enter(tick, Entry { slot, generation });
         if self.timers_sleep_until.get().is_none_or(|until| deadline < until) {
             self.timers_changed.notify_one();

@@ -38,8 +38,12 @@ impl Wheel {
     }
 
     /// The tick at which `deadline` comes due: the first that is not before it, as far as the wheel
-    /// reaches.
-    pub(crate) fn tick(&self, deadline: Instant) -> u64 {
+    /// reaches from `now`.
+    pub(crate) fn tick(&mut self, deadline: Instant, now: Instant) -> u64 {
+        if self.entries == 0 {
+            // Nobody turns an empty wheel, so it may have stood still for longer than it reaches.
+            self.taken = self.taken.max(self.current(now));
+        }
         let after = deadline.saturating_duration_since(self.origin);
         let tick = after.as_nanos().div_ceil(TICK.as_nanos()) as u64;
         tick.clamp(self.taken + 1, self.taken + TICKS - 1)
@@ -63,8 +67,7 @@ impl Wheel {
 
     /// Takes the entries of the oldest tick that is due at `now`, with that tick.
     pub(crate) fn take_due(&mut self, now: Instant) -> Option<(u64, Vec<Entry>)> {
-        let current =
-            (now.saturating_duration_since(self.origin).as_nanos() / TICK.as_nanos()) as u64;
+        let current = self.current(now);
         while self.taken < current {
             self.taken += 1;
             let due = std::mem::take(&mut self.ticks[(self.taken % TICKS) as usize]);
@@ -74,6 +77,11 @@ impl Wheel {
             }
         }
         None
+    }
+
+    /// The last tick that is due at `now`.
+    fn current(&self, now: Instant) -> u64 {
+        (now.saturating_duration_since(self.origin).as_nanos() / TICK.as_nanos()) as u64
     }
 
     fn instant(&self, tick: u64) -> Instant {
@@ -106,7 +114,7 @@ mod tests {
         let mut wheel = Wheel::new(start);
         let deadlines = [25_000, 1, 50, 60, 5_000, 0].map(Duration::from_millis);
         for (slot, deadline) in deadlines.into_iter().enumerate() {
-            let tick = wheel.tick(start + deadline);
+            let tick = wheel.tick(start + deadline, start);
             wheel.enter(tick, entry(slot as u32));
         }
         let seen = run(&mut wheel, start);
@@ -121,7 +129,7 @@ mod tests {
     fn deadline_beyond_the_wheel_comes_due_at_its_far_end() {
         let start = Instant::now();
         let mut wheel = Wheel::new(start);
-        let tick = wheel.tick(start + Duration::from_secs(3600));
+        let tick = wheel.tick(start + Duration::from_secs(3600), start);
         wheel.enter(tick, entry(7));
         let [(at, 7)] = run(&mut wheel, start)[..] else { panic!("one entry") };
         assert_eq!(at, TICK * (TICKS as u32 - 1));
@@ -132,7 +140,7 @@ mod tests {
         let start = Instant::now();
         let mut wheel = Wheel::new(start);
         for seconds in 1..=3 {
-            let tick = wheel.tick(start + Duration::from_secs(seconds));
+            let tick = wheel.tick(start + Duration::from_secs(seconds), start);
             wheel.enter(tick, entry(seconds as u32));
         }
         let mut slots = Vec::new();
@@ -144,12 +152,24 @@ mod tests {
     }
 
     #[test]
+    fn deadline_entered_after_a_long_quiet_time_is_not_due_at_once() {
+        let start = Instant::now();
+        let mut wheel = Wheel::new(start);
+        let now = start + Duration::from_secs(3600);
+        let deadline = now + Duration::from_secs(5);
+        let tick = wheel.tick(deadline, now);
+        wheel.enter(tick, entry(1));
+        assert_eq!(wheel.take_due(now), None);
+        assert_eq!(wheel.next(), Some(deadline));
+    }
+
+    #[test]
     fn deadline_in_the_past_comes_due_with_the_next_tick() {
         let start = Instant::now();
         let mut wheel = Wheel::new(start);
         let now = start + Duration::from_secs(10);
         assert_eq!(wheel.take_due(now), None);
-        let tick = wheel.tick(start);
+        let tick = wheel.tick(start, now);
         wheel.enter(tick, entry(1));
         assert_eq!(wheel.next(), Some(now + TICK));
     }

@@ -18,7 +18,7 @@ pub enum HandshakeError {
     #[error("a WebSocket connection needs HTTP/1.1; this request came as HTTP/1.0")]
     HttpVersion,
     /// 400.
-    #[error("the request has no single Host header")]
+    #[error("the request must have one Host header")]
     Host,
     /// 400.
     #[error(
@@ -30,13 +30,15 @@ pub enum HandshakeError {
     #[error("the request has no `Connection: Upgrade` header; does a proxy on the way drop it?")]
     Connection,
     /// 400.
-    #[error("the request has no single Sec-WebSocket-Key header")]
+    #[error("the request must have one Sec-WebSocket-Key header")]
     KeyMissing,
     /// 400.
     #[error("Sec-WebSocket-Key is not 16 bytes in base64")]
     KeyMalformed,
     /// 426, with `Sec-WebSocket-Version: 13`.
-    #[error("this server speaks version 13 of the WebSocket protocol only")]
+    #[error(
+        "this server speaks version 13 of the WebSocket protocol only: the request must have one `Sec-WebSocket-Version: 13` header"
+    )]
     ProtocolVersion,
     /// 400.
     #[error("an opening handshake has no body")]
