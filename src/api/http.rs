@@ -75,6 +75,10 @@ where
     authorize(&gateway.access, headers)?;
     // Each byte of a message may be written as an escape of six.
     let max_bytes = gateway.max_message_bytes.saturating_mul(6).saturating_add(BODY_MARGIN_BYTES);
+    // A length that is announced is judged before the body is asked for (100 Continue).
+    if body.size_hint().lower() > max_bytes as u64 {
+        return Err(ApiError::BodyTooBig { max_bytes });
+    }
     let body = Limited::new(body, max_bytes).collect();
     let body = match tokio::time::timeout(BODY_TIMEOUT, body).await {
         Ok(Ok(body)) => body.to_bytes(),
