@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, ORIGIN, RETRY_AFTER};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, EXPECT, HeaderValue, ORIGIN, RETRY_AFTER};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Body;
@@ -75,8 +75,9 @@ where
     authorize(&gateway.access, headers)?;
     // Each byte of a message may be written as an escape of six.
     let max_bytes = gateway.max_message_bytes.saturating_mul(6).saturating_add(BODY_MARGIN_BYTES);
-    // A length that is announced is judged before the body is asked for (100 Continue).
-    if body.size_hint().lower() > max_bytes as u64 {
+    // Who asks before sending is answered before. Others are sending already, and many of them do not
+    // read an answer before they are done.
+    if headers.contains_key(EXPECT) && body.size_hint().lower() > max_bytes as u64 {
         return Err(ApiError::BodyTooBig { max_bytes });
     }
     let body = Limited::new(body, max_bytes).collect();
