@@ -1,0 +1,3 @@
+//! `loadtest`: load tests for WebSocket servers.
+
+fn main() {}
