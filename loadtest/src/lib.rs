@@ -4,6 +4,15 @@
 //! - [`floor`]: the server that does only what the kernel makes every server do.
 //! - [`peers`]: how are the servers started that a gateway is compared with?
 
+pub mod cli;
+mod client;
+mod compare;
+mod engine;
 pub mod floor;
 pub mod peers;
+mod peers_command;
 pub mod report;
+mod scenario;
+mod server_process;
+mod suite;
+pub mod target;

@@ -4,6 +4,30 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+/// Everything that one page or one JSON document says.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Document<'a> {
+    /// One for each scenario that was run.
+    pub reports: &'a [Report],
+    /// One for each scenario that several servers went through.
+    pub comparisons: &'a [Comparison],
+    /// What it was measured on, where that is known and to be told.
+    pub machine: Option<&'a Machine>,
+}
+
+/// What a run was measured on. It names nobody: no host name, no address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Machine {
+    /// The processor's model, as it calls itself.
+    pub cpu: String,
+    /// How many cores this process may use.
+    pub cores: usize,
+    /// Main memory, in bytes.
+    pub memory_bytes: u64,
+    /// `Linux 6.1.0`.
+    pub kernel: String,
+}
+
 /// The result of one scenario against one server.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -38,6 +62,19 @@ pub struct Report {
     pub timeline: Vec<Moment>,
     /// The conditions that were set, and whether they are met.
     pub checks: Vec<Check>,
+}
+
+impl Report {
+    /// The conditions that are not met.
+    pub fn failed_checks(&self) -> impl Iterator<Item = &Check> {
+        self.checks.iter().filter(|check| !check.passed)
+    }
+
+    /// How often anything went wrong.
+    #[must_use]
+    pub fn error_count(&self) -> u64 {
+        self.errors.values().sum()
+    }
 }
 
 /// One setting of a scenario.
@@ -188,6 +225,18 @@ pub struct Measure {
     pub contestants: Vec<Contestant>,
 }
 
+impl Measure {
+    /// The contestant that the others' ratios are taken of: the floor where it takes part, else
+    /// the first. `None` where nobody takes part.
+    #[must_use]
+    pub fn reference(&self) -> Option<&Contestant> {
+        self.contestants
+            .iter()
+            .find(|contestant| contestant.name == "floor")
+            .or(self.contestants.first())
+    }
+}
+
 /// One server of a comparison.
 #[derive(Clone, Debug, Serialize)]
 pub struct Contestant {
@@ -202,6 +251,32 @@ pub struct Contestant {
     pub ratio: Option<Ratio>,
     /// Why it has no value, where it has none.
     pub failure: Option<String>,
+}
+
+impl Contestant {
+    /// The median of the rounds.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none, for a person.
+    pub fn value(&self) -> Result<f64, &str> {
+        match &self.failure {
+            Some(reason) if reason.trim().is_empty() => {
+                Err("failed, for a reason that is not known")
+            }
+            Some(reason) => Err(reason),
+            None if self.rounds.is_empty() => Err("no round was measured"),
+            None if !self.median.is_finite() => Err("its value is no number"),
+            None => Ok(self.median),
+        }
+    }
+
+    /// The smallest and the largest value of the rounds, `None` where there is no number.
+    #[must_use]
+    pub fn spread(&self) -> Option<(f64, f64)> {
+        let numbers = || self.rounds.iter().copied().filter(|value| value.is_finite());
+        Some((numbers().reduce(f64::min)?, numbers().reduce(f64::max)?))
+    }
 }
 
 /// A ratio with its spread over the rounds.

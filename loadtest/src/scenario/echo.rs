@@ -1,0 +1,45 @@
+//! Messages that come back.
+
+use crate::engine::plan::{Phase, Role};
+use crate::report::model::{Parameter, Report};
+use crate::scenario::arguments::{Course, Messages, Place};
+use crate::scenario::run::{Run, RunError};
+use crate::scenario::{Scenario, parameter};
+
+/// Every message comes back to its sender, and is compared with what was sent.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Echo {
+    /// Clients
+    #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u32).range(1..))]
+    connections: u32,
+    #[command(flatten)]
+    messages: Messages,
+    #[command(flatten)]
+    course: Course,
+}
+
+impl Scenario for Echo {
+    const KIND: &'static str = "echo";
+
+    fn course(&self) -> &Course {
+        &self.course
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        let mut parameters = vec![parameter("connections", self.connections)];
+        parameters.extend(self.messages.parameters());
+        parameters
+    }
+
+    fn run(&self, place: &Place) -> Result<Report, RunError> {
+        let mut plan = Run::plan(place, &self.course, vec![Role::Echo; self.connections as usize]);
+        plan.load = self.messages.load();
+        plan.payload_bytes = self.messages.size;
+        plan.is_text = self.messages.is_text();
+        let mut run = Run::start(plan, place, Self::KIND, self.course.quiet)?;
+        run.connect()?;
+        run.fleet.stay(Phase::WarmingUp, self.course.warmup)?;
+        run.measure(Phase::Measuring, self.course.duration)?;
+        Ok(run.report(self)?.0)
+    }
+}

@@ -1,0 +1,128 @@
+//! Which server, and how is it spoken to?
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::str::FromStr;
+
+use thiserror::Error;
+
+/// How a server is spoken to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Dialect {
+    /// Messages are the payload of frames, whole, as RFC 6455 has them.
+    #[default]
+    #[value(name = "websocket")]
+    WebSocket,
+    /// The same, but the server's frames carry the client's mask: the floor sends back what it got.
+    #[value(name = "masked-frames")]
+    MaskedFrames,
+    /// NATS's protocol in binary frames.
+    Nats,
+}
+
+/// A server under test.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Where it listens for WebSockets.
+    pub address: SocketAddr,
+    /// What the Host header says.
+    pub host: String,
+    /// How it is spoken to.
+    pub dialect: Dialect,
+    /// The path that echoes; `{connection}` stands for a number of each connection's own.
+    pub echo_path: String,
+    /// The path of a channel; `{channel}` stands for its name.
+    pub channel_path: String,
+}
+
+/// A URL that no WebSocket can be opened to.
+#[derive(Debug, Error)]
+pub enum UrlError {
+    /// Not a URL that this harness understands.
+    #[error("the URL \"{0}\" is not of the form ws://HOST:PORT; TLS is not supported")]
+    Form(String),
+    /// The name has no address.
+    #[error("the host of \"{url}\" cannot be found: {error}")]
+    Resolve {
+        /// As it was given.
+        url: String,
+        /// What the resolver said.
+        error: std::io::Error,
+    },
+}
+
+impl Target {
+    /// A server at `ws://HOST:PORT` with the paths of the gateway.
+    ///
+    /// # Errors
+    ///
+    /// The URL has another form, or its host is not known.
+    pub fn new(url: &str) -> Result<Self, UrlError> {
+        let (host, address) = authority(url, "ws://")?;
+        Ok(Self {
+            address,
+            host,
+            dialect: Dialect::WebSocket,
+            echo_path: "/echo".to_owned(),
+            channel_path: "/channels/{channel}".to_owned(),
+        })
+    }
+
+    /// For a person.
+    pub fn url(&self) -> String {
+        format!("ws://{}", self.host)
+    }
+
+    /// The path of connection `number`'s echo.
+    pub(crate) fn echo(&self, number: usize) -> String {
+        self.echo_path.replace("{connection}", &number.to_string())
+    }
+
+    /// The path of channel `number`.
+    pub(crate) fn channel(&self, number: u32) -> String {
+        self.channel_path.replace("{channel}", &channel_name(number))
+    }
+}
+
+/// The name of channel `number`.
+pub(crate) fn channel_name(number: u32) -> String {
+    format!("loadtest-{number}")
+}
+
+/// Host and address of a URL with `scheme`; what follows the authority is ignored.
+pub(crate) fn authority(url: &str, scheme: &str) -> Result<(String, SocketAddr), UrlError> {
+    let form = || UrlError::Form(url.to_owned());
+    let rest = url.strip_prefix(scheme).ok_or_else(form)?;
+    let host = rest.split('/').next().unwrap_or_default().to_owned();
+    if let Ok(address) = SocketAddr::from_str(&host) {
+        return Ok((host, address));
+    }
+    let with_port = if host.contains(':') { host.clone() } else { format!("{host}:80") };
+    let mut addresses = with_port
+        .to_socket_addrs()
+        .map_err(|error| UrlError::Resolve { url: url.to_owned(), error })?;
+    let address = addresses.next().ok_or_else(form)?;
+    Ok((host, address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn url_gives_host_and_address() {
+        let target = Target::new("ws://127.0.0.1:8080/ignored").unwrap();
+        assert_eq!(target.address, "127.0.0.1:8080".parse().unwrap());
+        assert_eq!(target.url(), "ws://127.0.0.1:8080");
+        assert_eq!(Target::new("ws://localhost:9000").unwrap().address.port(), 9000);
+        assert!(matches!(Target::new("wss://localhost"), Err(UrlError::Form(_))));
+        assert!(matches!(Target::new("localhost:80"), Err(UrlError::Form(_))));
+    }
+
+    #[test]
+    fn paths_are_filled_in() {
+        let mut target = Target::new("ws://127.0.0.1:1").unwrap();
+        target.echo_path = "/echo/{connection}".to_owned();
+        assert_eq!(target.echo(7), "/echo/7");
+        assert_eq!(target.channel(3), "/channels/loadtest-3");
+    }
+}
