@@ -146,12 +146,6 @@ pub fn cores(value: f64) -> String {
     if value.is_finite() { format!("{value:.2} cores") } else { NONE.to_owned() }
 }
 
-/// A percentile's name: `p50`, `p99.9`.
-#[must_use]
-pub fn percentile(value: f64) -> String {
-    format!("p{value}")
-}
-
 /// An RFC 3339 instant in UTC without `T`, fraction and `Z`: `2026-07-04 10:00:00 UTC`. Anything
 /// else stays as it is.
 #[must_use]

@@ -488,7 +488,7 @@ fn footer(document: &Document) -> String {
         let _ = writeln!(html, "<p><b>Measured on</b> {}</p>", escaped(&said(machine)));
     }
     html.push_str(
-        "<details>\n<summary>How to read this page</summary>\n<dl class=\"pairs\">\n\
+        "<h3>How to read this page</h3>\n<dl class=\"pairs\">\n\
          <div><dt>p99</dt><dd>99 of 100 were at most this slow; p99.9: 999 of 1,000</dd></div>\n\
          <div><dt>latency</dt><dd>counts from when something was to happen, not from when it could: a server that \
          stalls cannot hide the time in which nothing was sent</dd></div>\n\
@@ -497,7 +497,7 @@ fn footer(document: &Document) -> String {
          <div><dt>memory</dt><dd>anonymous resident memory of the server: what it allocated, without program \
          files</dd></div>\n\
          <div><dt>KiB, MiB</dt><dd>1,024 bytes, 1,024 KiB</dd></div>\n\
-         </dl>\n</details>\n",
+         </dl>\n",
     );
     let _ =
         writeln!(html, "<p class=\"dim\">loadtest {}</p>\n</footer>", env!("CARGO_PKG_VERSION"));

@@ -6,8 +6,8 @@
 //! - [`timeline()`]: what happened when?
 //! - `drawing`: text, lines and areas in SVG. `axis`: from a value to a place.
 //!
-//! A library was tried on paper: the ones that draw without a browser write fixed colours and
-//! split each text into what their own font tables say, which rules out dark mode.
+//! The SVG is written by hand: a library such as plotters writes a fixed colour into every element,
+//! which rules out dark mode.
 
 mod axis;
 mod bars;
