@@ -36,6 +36,9 @@ pub(crate) struct Compare {
     /// Of the file only what has this in its title; may be repeated
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
+    /// Exit status 1 where any server has failed, not only where all have
+    #[arg(long)]
+    strict: bool,
     #[command(flatten)]
     output: Output,
     /// Write a chart of every measure into this directory
@@ -107,9 +110,10 @@ impl FromStr for Spec {
 
 impl std::fmt::Display for Spec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.shards {
-            1 => self.peer.fmt(f),
-            shards => write!(f, "{} ({shards} threads)", self.peer),
+        match (self.shards, self.peer) {
+            (1, peer) => peer.fmt(f),
+            (shards, peer @ Peer::Gateway) => write!(f, "{peer}, {shards} shards"),
+            (shards, peer) => write!(f, "{peer}, {shards} threads"),
         }
     }
 }
@@ -159,9 +163,16 @@ pub(crate) fn compare(compare: &Compare) -> Result<(), Failure> {
         write_files(compare, &planned, &comparisons)?;
     }
     compare.output.write(&[], &comparisons)?;
-    let nobody = |measure: &Measure| measure.contestants.iter().all(|one| one.value().is_err());
-    match comparisons.iter().find(|one| one.measures.iter().any(nobody)) {
-        Some(failed) => Err(Failure::Run(format!("nothing was measured of \"{}\"", failed.title))),
+    let has_failed = |measure: &Measure| {
+        let mut failed = measure.contestants.iter().map(|one| one.value().is_err());
+        if compare.strict { failed.any(|failed| failed) } else { failed.all(|failed| failed) }
+    };
+    // A server that cannot take part at all leaves no measure behind.
+    let failed = |one: &&Comparison| one.measures.is_empty() || one.measures.iter().any(has_failed);
+    match comparisons.iter().find(failed) {
+        Some(one) => {
+            Err(Failure::Run(format!("not every server could be measured: \"{}\"", one.title)))
+        }
         None => Ok(()),
     }
 }
@@ -435,7 +446,7 @@ mod tests {
     fn contestants_are_named_with_their_shards() {
         let spec: Spec = "wsgate:2".parse().unwrap();
         assert_eq!(spec, Spec { peer: Peer::Gateway, shards: 2 });
-        assert_eq!(spec.to_string(), "wsgate (2 threads)");
+        assert_eq!(spec.to_string(), "wsgate, 2 shards");
         assert_eq!("floor".parse::<Spec>().unwrap().to_string(), "floor");
         assert!("wsgate:many".parse::<Spec>().is_err());
         assert!("unknown".parse::<Spec>().is_err());

@@ -332,8 +332,8 @@ impl Floor {
 /// mask can go out again, and hidden, so that the compiler does not leave the work out.
 fn unmask(bytes: &mut [u8]) {
     let key = black_box(0_u8);
-    // The compiler makes the widest XOR of it that the machine has. One of words of eight bytes took a
-    // third of the time that an echo of 16 KiB needs.
+    // The compiler makes vectors of it. Of `chunks_exact_mut(8)` it made a call of memmove for each
+    // word: an echo of 16 KiB took 17 µs instead of 8.
     for byte in bytes {
         *byte ^= key;
     }

@@ -182,7 +182,7 @@ fn connections_come_and_go_and_come_back_after_a_storm() {
     let churn = report(&words, floor.address, 0);
     assert_eq!(churn["errors"], serde_json::json!({}));
     assert!(finding(&churn, "connections come and gone") > 0.0);
-    let words = format!("storm {SHORT} --connections 100 --rounds 2 --hold 10ms");
+    let words = format!("storm {SHORT} --connections 100 --storms 2 --hold 10ms");
     let storm = report(&words, floor.address, 0);
     assert_eq!(storm["errors"], serde_json::json!({}));
     assert_eq!(storm["connections"]["opened"], 300);

@@ -12,19 +12,25 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
-/// Runs its arguments as a child and prints the child's process id. It ends the child when its own
-/// standard input ends without a line, as it does when we end, however that happens. The kernel's own
+/// Runs its arguments, but for the first, as a child and prints the child's process id. When its own
+/// standard input ends without a line, as it does when we end, however that happens, it ends the child
+/// and removes the directory that the first argument names. The kernel's own
 /// `PR_SET_PDEATHSIG` would take unsafe code, and minds the death of the thread that started the child.
 const GUARD: &str = r#"
+directory=$1
+shift
 "$@" </dev/null >/dev/null &
 server=$!
 echo "$server"
-read -r _ || kill -TERM "$server" 2>/dev/null
+read -r _ && exit
+kill -TERM "$server"
 wait "$server"
+rm -rf -- "$directory"
 "#;
 
-/// How long a server may take to end when it is asked to, before it is killed.
-const END: Duration = Duration::from_secs(3);
+/// How long a server may take to end when it is asked to, before it is killed. Nobody waits for the
+/// drain of the gateway, which takes seconds even without a client.
+const END: Duration = Duration::from_secs(1);
 
 /// How much of what a server has said is kept in an error.
 const LOG_BYTES: usize = 4096;
@@ -51,6 +57,7 @@ impl Process {
         let log = File::create(directory.log())?;
         let mut guard = Command::new("sh")
             .args(["-c", GUARD, "sh"])
+            .arg(directory.path())
             .arg(program)
             .args(arguments)
             .envs(environment.iter().map(|(key, value)| (key, value)))

@@ -16,7 +16,7 @@ pub(crate) struct Storm {
     connections: u32,
     /// How often all of them leave
     #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: u32,
+    storms: u32,
     /// How long they stay in between
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = humantime::parse_duration)]
     hold: Duration,
@@ -37,7 +37,7 @@ impl Scenario for Storm {
     fn parameters(&self) -> Vec<Parameter> {
         vec![
             parameter("connections", self.connections),
-            parameter("rounds", self.rounds),
+            parameter("storms", self.storms),
             parameter("hold", humantime::format_duration(self.hold)),
         ]
     }
@@ -53,7 +53,7 @@ impl Scenario for Storm {
         let before = run.usage();
         run.begin_measuring(Phase::Measuring, None);
         let mut times = Vec::new();
-        for _ in 0..self.rounds {
+        for _ in 0..self.storms {
             times.push(run.fleet.storm(self.patience)?.as_secs_f64());
             run.fleet.stay(Phase::Measuring, self.hold)?;
         }
