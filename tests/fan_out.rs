@@ -12,7 +12,6 @@ use http::StatusCode;
 use serde_json::json;
 use support::client::{Client, connect_many};
 use support::gateway::Gateway;
-use support::raw::{BINARY, RawClient, encode};
 use tokio::task::{JoinSet, yield_now};
 
 /// The text by which a message can be told from every other.
@@ -272,88 +271,6 @@ async fn large_and_small_messages_keep_their_order_and_every_byte() {
     let orders: Vec<_> = orders.filter(|order: &Vec<_>| !order.is_empty()).collect();
     assert_eq!(orders.len(), 8);
     assert!(orders.iter().all(|order| *order == orders[0]), "all hear the same order");
-}
-
-/// `count` messages of 1 KiB with their publisher and number in front, as a client sends them.
-fn frames_of(publisher: u32, count: u32) -> Vec<u8> {
-    let frames = (0..count).flat_map(|number| {
-        let mut payload = [b'.'; 1_024];
-        payload[..4].copy_from_slice(&publisher.to_be_bytes());
-        payload[4..8].copy_from_slice(&number.to_be_bytes());
-        encode(BINARY, &payload)
-    });
-    frames.collect()
-}
-
-/// The publisher and number of a message of [`frames_of`].
-fn publisher_and_number(payload: &[u8]) -> (u32, u32) {
-    let word = |at| u32::from_be_bytes(payload[at..at + 4].try_into().expect("four bytes"));
-    (word(0), word(4))
-}
-
-#[tokio::test]
-async fn shards_that_publish_to_each_other_at_full_rate_block_nobody_and_lose_nothing() {
-    const MESSAGES: u32 = 2_000;
-    // Mailboxes that are full after a few messages, and queues that hold everything.
-    let mailbox = ["--mailbox-entries", "16", "--mailbox-bytes", "256KiB"];
-    let other = ["--shards", "2", "--outbound-queue-bytes", "64MiB"];
-    let gateway = Gateway::start(&[mailbox, other].concat()).await;
-    // Of these each shard is very likely the home of some. Each has a publisher on both shards.
-    let channels = ["a", "b", "c", "d", "e", "f"];
-    let mut clients = Vec::new();
-    for channel in channels {
-        for shard in 0..2 {
-            let path = format!("/channels/{channel}");
-            clients.push(open_raw_on_shard(&gateway, shard, &path).await);
-        }
-    }
-    // Those that were on the wrong shard are gone.
-    gateway.until_metric("wsgate_subscriptions", &[], clients.len() as f64).await;
-    let mut publishing = JoinSet::new();
-    for (publisher, mut client) in clients.into_iter().enumerate() {
-        publishing.spawn(async move {
-            // In one piece, and nobody reads meanwhile: so the shards are what sets the pace.
-            client.send(&frames_of(publisher as u32, MESSAGES)).await;
-            (publisher as u32, client)
-        });
-    }
-    let mut clients = publishing.join_all().await;
-    clients.sort_by_key(|(publisher, _)| *publisher);
-    for (first, second) in clients.chunks_mut(2).map(|pair| pair.split_at_mut(1)) {
-        let ((publisher, on_one_shard), (_, on_the_other)) = (&mut first[0], &mut second[0]);
-        let mut next = [0, 0];
-        for _ in 0..2 * MESSAGES {
-            let heard = publisher_and_number(&on_one_shard.read_message(BINARY).await);
-            let heard_there = publisher_and_number(&on_the_other.read_message(BINARY).await);
-            assert_eq!(heard, heard_there, "one order for both");
-            let (of, number) = heard;
-            let expected = &mut next[(of - *publisher) as usize];
-            assert_eq!(number, *expected, "in the publisher's order, and none is lost");
-            *expected += 1;
-        }
-    }
-    let publications = f64::from(MESSAGES) * 2.0 * channels.len() as f64;
-    gateway.until_metric("wsgate_publications_total", &[], publications).await;
-    gateway.until_metric("wsgate_deliveries_total", &[], 2.0 * publications).await;
-    let metrics = gateway.metrics().await;
-    assert_eq!(metrics.sum("wsgate_dropped_messages_total", &[]), 0.0);
-    let full = metrics.sum("wsgate_mailbox_full_total", &[]);
-    assert!(full > 0.0, "the bound was never reached, so this test says nothing");
-}
-
-/// A raw client that the given shard serves.
-async fn open_raw_on_shard(gateway: &Gateway, shard: usize, path: &str) -> RawClient {
-    for _ in 0..200 {
-        let mut client = RawClient::connect(gateway.listen).await;
-        client.send(&support::raw::request(path)).await;
-        let head = client.read_head().await;
-        let id = head.lines().find_map(|line| line.strip_prefix("x-connection-id: "));
-        let group = id.expect(&head).split('-').nth(2).expect("a UUID has five groups");
-        if usize::from_str_radix(&group[1..], 16) == Ok(shard) {
-            return client;
-        }
-    }
-    panic!("of 200 connections none was served by shard {shard}");
 }
 
 #[tokio::test]

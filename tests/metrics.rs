@@ -3,14 +3,18 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
-use support::gateway::Gateway;
+use support::gateway::{Gateway, channel_with_home};
 use support::metrics::Metrics;
 use support::raw::{
     BINARY, CLOSE, CONTINUATION, PING, PONG, RawClient, TEXT, close_payload, encode, encode_with,
     request,
 };
+use support::until;
+use tokio::io::AsyncWriteExt;
+use tokio::task::JoinSet;
 
 /// Labels of a metric, each with every value that it may have.
 type Labels = &'static [(&'static str, &'static [&'static str])];
@@ -362,4 +366,207 @@ async fn each_shards_connections_are_told_apart_and_add_up() {
     for (shard, expected) in ["0", "1"].into_iter().zip(expected) {
         gateway.until_metric("wsgate_connections", &[("shard", shard)], expected).await;
     }
+}
+
+/// A delay that no publication has by itself, however busy the machine is that runs this test.
+const DELAY: Duration = Duration::from_millis(300);
+
+/// The longest bound of a bucket below [`DELAY`].
+const BELOW_DELAY: [(&str, &str); 1] = [("le", "0.25")];
+
+async fn until_passed(start: Instant, time: Duration) {
+    until("time to pass", async || (start.elapsed() > time).then_some(())).await;
+}
+
+#[tokio::test]
+async fn delivery_lag_is_counted_for_each_batch_and_each_shard_that_delivers_it() {
+    let gateway = Gateway::start(&["--shards", "2"]).await;
+    let channels = [0, 1].map(|home| channel_with_home("news", home, 2));
+    let mut subscribers = Vec::new();
+    for (channel, shard) in [(&channels[0], 0), (&channels[0], 1), (&channels[1], 1)] {
+        let path = format!("/channels/{channel}");
+        // Two on each of these shards: they make no difference.
+        subscribers.push(gateway.open_raw_on_shard(shard, &path).await);
+        subscribers.push(gateway.open_raw_on_shard(shard, &path).await);
+    }
+    let mut expected = 0.0;
+    for (channel, shards) in [(&channels[0], 2.0), (&channels[1], 1.0), (&"no".to_owned(), 0.0)] {
+        for _ in 0..5 {
+            gateway.call("publish", json!({ "channel": channel, "data": "one batch" })).await;
+            expected += shards;
+            let count = "wsgate_delivery_lag_seconds_count";
+            gateway.until_metric(count, &[], expected).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn delivery_lag_shows_how_long_publications_waited_for_their_shard() {
+    let gateway = Gateway::start(&["--shards", "1"]).await;
+    let mut news = gateway.open_raw("/channels/news").await;
+    let mut sport = gateway.open_raw("/channels/sport").await;
+    gateway.call("publish", json!({ "channel": "news", "data": "at once" })).await;
+    news.read_message(TEXT).await;
+    gateway.until_metric("wsgate_delivery_lag_seconds_count", &[], 1.0).await;
+    let before = gateway.metrics().await;
+
+    let start = Instant::now();
+    let frozen = gateway.freeze(0);
+    for channel in ["news", "sport", "nobody", "news"] {
+        gateway.call("publish", json!({ "channel": channel, "data": "late" })).await;
+    }
+    let published = Instant::now();
+    until_passed(published, DELAY).await;
+    let shortest = published.elapsed();
+    frozen.thaw();
+    for (client, messages) in [(&mut news, 2), (&mut sport, 1)] {
+        for _ in 0..messages {
+            client.read_message(TEXT).await;
+        }
+    }
+    // What waits together is delivered together: one batch for each channel with a subscriber.
+    let name = |suffix| format!("wsgate_delivery_lag_seconds_{suffix}");
+    gateway.until_metric(&name("count"), &[], before.sum(&name("count"), &[]) + 2.0).await;
+    let longest = start.elapsed();
+    let after = gateway.metrics().await;
+    let added =
+        |suffix, labels| after.sum(&name(suffix), labels) - before.sum(&name(suffix), labels);
+    assert_eq!(added("bucket", &BELOW_DELAY), 0.0, "nothing was that quick");
+    let mean = Duration::from_secs_f64(added("sum", &[]) / 2.0);
+    assert!((shortest..=longest).contains(&mean), "{mean:?} is not in {shortest:?}..={longest:?}");
+}
+
+#[tokio::test]
+async fn mailbox_is_counted_as_full_when_it_is_and_what_waits_behind_it_shows_as_lag() {
+    const ENTRIES: usize = 16;
+    let entries = ENTRIES.to_string();
+    let gateway = Gateway::start(&["--shards", "2", "--mailbox-entries", &entries]).await;
+    let path = format!("/channels/{}", channel_with_home("news", 1, 2));
+    let mut subscriber = gateway.open_raw_on_shard(1, &path).await;
+    let quiet = format!("{path}?own=false");
+    let mut publisher = gateway.open_raw_on_shard(0, &quiet).await;
+    let full = async || gateway.metrics().await.sum("wsgate_mailbox_full_total", &[]);
+    let mut published = 0;
+    for _ in 0..3 {
+        let full_before = full().await;
+        let frozen = gateway.freeze(1);
+        for _ in 0..ENTRIES {
+            publisher.send_frame(TEXT, b"there is room").await;
+            published += 1;
+            let publications = "wsgate_publications_total";
+            gateway.until_metric(publications, &[], published as f64).await;
+            assert_eq!(full().await, full_before, "after {published}");
+        }
+        publisher.send_frame(TEXT, b"there is none").await;
+        published += 1;
+        gateway.until_metric("wsgate_mailbox_full_total", &[], full_before + 1.0).await;
+        // It was full once, however long it is and whatever comes after that.
+        publisher.send_frame(TEXT, b"nobody reads this now").await;
+        published += 1;
+        let before = gateway.metrics().await;
+        until_passed(Instant::now(), DELAY).await;
+        assert_eq!(full().await, full_before + 1.0);
+        frozen.thaw();
+        for _ in 0..ENTRIES + 2 {
+            subscriber.read_message(TEXT).await;
+        }
+        // Only the last one came in when there was room again; each shard hands it out once.
+        let name = |suffix| format!("wsgate_delivery_lag_seconds_{suffix}");
+        until("the late batches to be counted", async || {
+            let after = gateway.metrics().await;
+            let added = |suffix, labels| {
+                after.sum(&name(suffix), labels) - before.sum(&name(suffix), labels)
+            };
+            let late = added("count", &[]) - added("bucket", &BELOW_DELAY);
+            assert!(added("bucket", &BELOW_DELAY) <= 2.0);
+            (late >= 1.0 && added("sum", &[]) >= DELAY.as_secs_f64() * late).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn shard_under_full_load_is_busy_and_the_other_one_is_not() {
+    const SHARDS: [[(&str, &str); 1]; 2] = [[("shard", "0")], [("shard", "1")]];
+    let gateway = Gateway::start(&["--shards", "2"]).await;
+    let ratios = async || {
+        let metrics = gateway.metrics().await;
+        SHARDS.map(|shard| metrics.sum("wsgate_shard_busy_ratio", &shard))
+    };
+    // The smallest messages cost a shard most, and whoever sends them least.
+    let frames = encode(BINARY, b"x").repeat(10_000);
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        clients.push(gateway.open_raw_on_shard(0, "/echo").await);
+    }
+    let mut load = JoinSet::new();
+    for RawClient { mut writer, mut reader } in clients {
+        let frames = frames.clone();
+        load.spawn(async move { while writer.write_all(&frames).await.is_ok() {} });
+        load.spawn(async move { while reader.discard().await > 0 {} });
+    }
+    until("one shard to be busy and the other one idle", async || {
+        let [loaded, idle] = ratios().await;
+        assert!(loaded <= 1.0 && idle <= 1.0);
+        (loaded > 0.5 && idle < 0.2).then_some(())
+    })
+    .await;
+    load.shutdown().await;
+    gateway.until_metric("wsgate_connections", &[], 0.0).await;
+    until("both shards to be idle", async || {
+        ratios().await.iter().all(|ratio| *ratio < 0.2).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn outbound_queues_hold_what_was_delivered_and_not_written_to_the_byte() {
+    let gateway = Gateway::start(&["--shards", "1", "--outbound-queue-bytes", "4MiB"]).await;
+    let mut stalled = Vec::new();
+    for _ in 0..2 {
+        stalled.push(gateway.open_narrow("/channels/news").await);
+    }
+    let mut publisher = gateway.open_raw("/channels/news?own=false").await;
+    let mut frame_bytes = 0;
+    let payloads: Vec<Vec<u8>> = [3, 200, 20_000, 4_000, 70]
+        .iter()
+        .cycle()
+        .take(200)
+        .map(|bytes| vec![b'x'; *bytes])
+        .collect();
+    for payload in &payloads {
+        publisher.send_frame(BINARY, payload).await;
+        frame_bytes += encode(BINARY, payload).len() - 4;
+    }
+    let deliveries = stalled.len() * payloads.len();
+    gateway.until_metric("wsgate_deliveries_total", &[], deliveries as f64).await;
+    let queued = "wsgate_outbound_queue_bytes";
+    // The kernel still takes a little now and then, so both are of one moment.
+    let both = until("the queues to hold the rest", async || {
+        let metrics = gateway.metrics().await;
+        let (waiting, sent) =
+            (metrics.sum(queued, &[]), metrics.sum("wsgate_sent_bytes_total", &[]));
+        (waiting + sent == (stalled.len() * frame_bytes) as f64).then_some(waiting)
+    })
+    .await;
+    assert!(both > frame_bytes as f64, "the kernel took nearly all, so this test says nothing");
+
+    // One reads everything, the other one goes: nothing is left of either.
+    let mut gone = stalled.pop().expect("there are two");
+    let mut read_bytes = 0;
+    for payload in &payloads {
+        let frame = gone.read_frame().await;
+        assert_eq!(frame.payload, *payload);
+        read_bytes += frame.bytes;
+    }
+    assert_eq!(read_bytes, frame_bytes);
+    until("the queue of the other one to be all that is left", async || {
+        let metrics = gateway.metrics().await;
+        let (waiting, sent) =
+            (metrics.sum(queued, &[]), metrics.sum("wsgate_sent_bytes_total", &[]));
+        (waiting > 0.0 && waiting + sent == (2 * frame_bytes) as f64).then_some(())
+    })
+    .await;
+    stalled.clear();
+    gateway.until_metric(queued, &[], 0.0).await;
 }

@@ -1,19 +1,15 @@
-//! A client that reads slowly, or never, harms itself at most.
+//! A client that reads slowly, or never, harms itself at most. What the slow-consumer policies do is
+//! in `policies_under_load.rs`.
 
 mod support;
 
 use std::time::Instant;
 
-use support::client::{Client, connect_many};
+use support::client::connect_many;
 use support::gateway::Gateway;
-use support::raw::{
-    BINARY, CLOSE, CONTINUATION, PING, PONG, RawClient, close_payload, encode, encode_with,
-};
+use support::raw::{BINARY, CONTINUATION, PING, PONG, encode, encode_with};
 
 const MESSAGE_BYTES: usize = 4_096;
-
-/// Few enough that a reader's queue has room for all of them.
-const MESSAGES_PER_ROUND: usize = 40;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -27,154 +23,6 @@ fn number_of(payload: &[u8]) -> usize {
     let (number, padding) = payload.split_first_chunk().expect("eight bytes");
     assert!(padding.iter().all(|byte| *byte == b'.') && payload.len() == MESSAGE_BYTES);
     u64::from_be_bytes(*number) as usize
-}
-
-/// A hundred subscribers that read, one that does not, and a publisher that hears nothing.
-struct Channel {
-    gateway: Gateway,
-    readers: Vec<Client>,
-    publisher: Client,
-    stalled: RawClient,
-    published: usize,
-}
-
-impl Channel {
-    async fn open(policy: &str) -> Self {
-        let flags =
-            ["--shards", "2", "--slow-consumer", policy, "--outbound-queue-bytes", "256KiB"];
-        let gateway = Gateway::start(&flags).await;
-        let readers = connect_many(gateway.listen, "/channels/news", 100).await;
-        let publisher = gateway.connect("/channels/news?own=false").await;
-        let stalled = gateway.open_stalled("/channels/news").await;
-        Self { gateway, readers, publisher, stalled, published: 0 }
-    }
-
-    /// Publishes some messages, which all readers read.
-    async fn publish_a_round(&mut self) {
-        let numbers = self.published..self.published + MESSAGES_PER_ROUND;
-        for number in numbers.clone() {
-            self.publisher.send_binary(&message(number)).await;
-        }
-        self.published = numbers.end;
-        for reader in &mut self.readers {
-            for number in numbers.clone() {
-                assert_eq!(number_of(&reader.read_binary().await), number, "readers miss nothing");
-            }
-        }
-    }
-
-    /// Publishes until the policy has struck, and then some more.
-    async fn publish_until_dropped(&mut self) {
-        for _ in 0..50 {
-            self.publish_a_round().await;
-            if self.dropped().await > 0 {
-                self.publish_a_round().await;
-                self.publish_a_round().await;
-                self.settle().await;
-                return;
-            }
-        }
-        panic!("a stalled subscriber takes {} messages", self.published);
-    }
-
-    /// Waits until both shards are done with what was published: they serve others after that.
-    async fn settle(&self) {
-        for shard in [0, 1] {
-            let mut client = self.gateway.connect_to_shard(shard, "/echo").await;
-            client.send_text("done?").await;
-            assert_eq!(client.read_text().await, "done?");
-        }
-    }
-
-    async fn dropped(&self) -> usize {
-        self.gateway.metrics().await.sum("wsgate_dropped_messages_total", &[]) as usize
-    }
-
-    /// How many messages were handed to the subscriber that does not read.
-    async fn handed_to_stalled(&self) -> usize {
-        let deliveries = self.gateway.metrics().await.sum("wsgate_deliveries_total", &[]);
-        deliveries as usize - self.readers.len() * self.published
-    }
-}
-
-#[tokio::test]
-async fn slow_consumer_is_closed_with_1008_and_misses_exactly_what_is_counted() {
-    let mut channel = Channel::open("close").await;
-    channel.publish_until_dropped().await;
-    let (handed, dropped) = (channel.handed_to_stalled().await, channel.dropped().await);
-    assert!(handed < channel.published, "once tripped, nothing more is sent");
-    let mut heard = 0;
-    let close = loop {
-        let frame = channel.stalled.read_frame().await;
-        if frame.opcode == CLOSE {
-            break frame;
-        }
-        assert_eq!(number_of(&frame.payload), heard, "no gap before the Close");
-        heard += 1;
-    };
-    assert_eq!(close.close(), (1008, "slow consumer"));
-    assert_eq!(handed - heard, dropped);
-    channel.stalled.send_frame(CLOSE, &close_payload(1008, "")).await;
-    channel.stalled.read_end().await;
-
-    let ending = [("code", "1008"), ("initiator", "local")];
-    channel.gateway.until_metric("wsgate_connections_closed_total", &ending, 1.0).await;
-    let metrics = channel.gateway.metrics().await;
-    let close = [("action", "close")];
-    assert_eq!(metrics.sum("wsgate_slow_consumers_total", &close), 1.0);
-    assert_eq!(metrics.sum("wsgate_slow_consumers_total", &[]), 1.0);
-    assert_eq!(metrics.sum("wsgate_outbound_queue_bytes", &[]), 0.0);
-    channel.publish_a_round().await;
-}
-
-/// Has the stalled subscriber read what is left for it: one message for each that was published and
-/// not dropped.
-async fn wake_up(channel: &mut Channel) -> Vec<usize> {
-    let dropped = channel.dropped().await;
-    assert_eq!(channel.handed_to_stalled().await, channel.published);
-    let mut heard = Vec::new();
-    for _ in 0..channel.published - dropped {
-        heard.push(number_of(&channel.stalled.read_message(BINARY).await));
-    }
-    // It is a subscriber like any other again.
-    channel.publish_a_round().await;
-    for number in channel.published - MESSAGES_PER_ROUND..channel.published {
-        assert_eq!(number_of(&channel.stalled.read_message(BINARY).await), number);
-    }
-    channel.settle().await;
-    assert_eq!(channel.dropped().await, dropped);
-    heard
-}
-
-#[tokio::test]
-async fn slow_consumer_that_loses_the_oldest_hears_the_newest_and_misses_what_is_counted() {
-    let mut channel = Channel::open("drop-oldest").await;
-    channel.publish_until_dropped().await;
-    let last = channel.published - 1;
-    let heard = wake_up(&mut channel).await;
-    assert!(heard.is_sorted_by(|earlier, later| earlier < later), "in order, and none twice");
-    assert_eq!(heard.last(), Some(&last));
-    // What the kernel held, then the gap, then what the queue held.
-    let gaps = heard.windows(2).filter(|pair| pair[1] != pair[0] + 1).count();
-    assert_eq!(gaps, 1);
-    let metrics = channel.gateway.metrics().await;
-    let (all, oldest) = (&[][..], [("reason", "drop_oldest")]);
-    let dropped = |labels| metrics.sum("wsgate_dropped_messages_total", labels);
-    assert_eq!(dropped(&oldest), dropped(all));
-    assert!(metrics.sum("wsgate_slow_consumers_total", &[("action", "drop_oldest")]) > 0.0);
-}
-
-#[tokio::test]
-async fn slow_consumer_that_loses_the_newest_hears_the_oldest_and_misses_what_is_counted() {
-    let mut channel = Channel::open("drop-newest").await;
-    channel.publish_until_dropped().await;
-    let heard = wake_up(&mut channel).await;
-    assert_eq!(heard, (0..heard.len()).collect::<Vec<_>>());
-    let metrics = channel.gateway.metrics().await;
-    let (all, newest) = (&[][..], [("reason", "drop_newest")]);
-    let dropped = |labels| metrics.sum("wsgate_dropped_messages_total", labels);
-    assert_eq!(dropped(&newest), dropped(all));
-    assert!(metrics.sum("wsgate_slow_consumers_total", &[("action", "drop_newest")]) > 0.0);
 }
 
 async fn resident_bytes(gateway: &Gateway) -> f64 {

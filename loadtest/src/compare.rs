@@ -22,7 +22,7 @@ use crate::scenario::Any;
 use crate::scenario::arguments::Place;
 use crate::server_process::ServerProcess;
 use crate::suite;
-use crate::target::{Dialect, Target};
+use crate::target::Target;
 
 /// The arguments of `loadtest compare`.
 #[derive(Debug, Args)]
@@ -319,11 +319,7 @@ fn turn(
 fn place(server: &Running) -> Result<Place, String> {
     let url = format!("ws://{}", server.address);
     let mut target = Target::new(&url).map_err(|error| error.to_string())?;
-    target.dialect = match server.dialect {
-        peers::Dialect::WebSocket => Dialect::WebSocket,
-        peers::Dialect::MaskedFrames => Dialect::MaskedFrames,
-        peers::Dialect::Nats => Dialect::Nats,
-    };
+    target.dialect = server.dialect;
     server.echo_path.clone_into(&mut target.echo_path);
     server.channel_path.clone_into(&mut target.channel_path);
     let api = server.api.map(|address| Api { address, host: address.to_string(), key: None });

@@ -6,16 +6,18 @@ use std::str::FromStr;
 use thiserror::Error;
 
 /// How a server is spoken to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Dialect {
     /// Messages are the payload of frames, whole, as RFC 6455 has them.
     #[default]
     #[value(name = "websocket")]
     WebSocket,
-    /// The same, but the server's frames carry the client's mask: the floor sends back what it got.
+    /// The same, but the server's frames carry the client's mask: the floor sends back what it got, and
+    /// knows neither Close nor Ping.
     #[value(name = "masked-frames")]
     MaskedFrames,
-    /// NATS's protocol in binary frames.
+    /// NATS's protocol in binary frames. A subject is a path without its first slash, with dots for the
+    /// others.
     Nats,
 }
 

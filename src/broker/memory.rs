@@ -14,7 +14,7 @@
 //! other, and a publisher that is too fast is not read from until there is room.
 //!
 //! Announcements of subscriptions have no bound of their own but a count of permits ([`Broker::permit`]) for the
-//! beginning of one; the end of one follows its beginning, so there are never more than connections
+//! beginning of one; the end of one follows its beginning, so there are never more than subscriptions
 //! and permits together.
 
 use std::cell::{Cell, RefCell};
@@ -302,12 +302,16 @@ impl Broker for MemoryBroker {
         self.announce(channel, false);
     }
 
-    fn publish(&self, channel: &ChannelName, batch: Batch) -> Option<Arc<Batch>> {
-        let batch = Arc::new(batch);
-        let home = self.home(channel);
-        let parcel = || Parcel { channel: channel.clone(), batch: Arc::clone(&batch) };
+    fn publish(
+        &self,
+        channel: &ChannelName,
+        home: ShardId,
+        batch: Arc<Batch>,
+    ) -> Option<Arc<Batch>> {
+        debug_assert_eq!(home, self.home(channel), "a channel never changes its home");
         if home != self.shard {
-            self.publications[home.index()].send(parcel(), &self.room, &self.counters);
+            let parcel = Parcel { channel: channel.clone(), batch };
+            self.publications[home.index()].send(parcel, &self.room, &self.counters);
             return None;
         }
         self.take_announcements();
@@ -316,7 +320,8 @@ impl Broker for MemoryBroker {
             if *shard == self.shard {
                 here = true;
             } else {
-                self.deliveries[shard.index()].send(parcel(), &self.room, &self.counters);
+                let parcel = Parcel { channel: channel.clone(), batch: Arc::clone(&batch) };
+                self.deliveries[shard.index()].send(parcel, &self.room, &self.counters);
             }
         }
         here.then_some(batch)

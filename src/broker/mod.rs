@@ -43,10 +43,16 @@ pub trait Broker {
     /// Announces that this shard has lost its last subscriber of `channel`.
     fn unsubscribe(&self, channel: &ChannelName);
 
-    /// Publishes `batch`. Where its place in the channel's order is decided right here and this shard
-    /// has subscribers, it is returned: it is to be handed to them now, before anything else to that
-    /// channel. Otherwise they get it by [`Broker::poll_inbound`].
-    fn publish(&self, channel: &ChannelName, batch: Batch) -> Option<Arc<Batch>>;
+    /// Publishes `batch` to `channel`, whose [`Broker::home`] is `home`. Where its place in the
+    /// channel's order is decided right here and this shard has subscribers, it is returned: it is to
+    /// be handed to them now, before anything else to that channel. Otherwise they get it by
+    /// [`Broker::poll_inbound`].
+    fn publish(
+        &self,
+        channel: &ChannelName,
+        home: ShardId,
+        batch: Arc<Batch>,
+    ) -> Option<Arc<Batch>>;
 
     /// Whether publications to channels with this home have to wait. They end waiting with
     /// [`Inbound::Room`].

@@ -37,6 +37,7 @@ impl Config {
             Key::PortFile => quoted(&server.port_file.as_ref()?.to_string_lossy()),
             Key::Shards => server.shards.to_string(),
             Key::MaxConnections => server.max_connections?.to_string(),
+            Key::MaxChannelsPerConnection => shard.max_channels_per_connection.to_string(),
             Key::HandshakeTimeout => duration(shard.handshake_timeout),
             Key::PingInterval => duration(shard.ping_interval),
             Key::IdleTimeout => duration(shard.idle_timeout),

@@ -25,6 +25,7 @@ pub enum Key {
     PortFile,
     Shards,
     MaxConnections,
+    MaxChannelsPerConnection,
     HandshakeTimeout,
     PingInterval,
     IdleTimeout,
@@ -157,6 +158,14 @@ impl Key {
                 "COUNT",
                 DefaultValue::Described("what the limit of open files allows"),
                 "Most connections at a time, over all shards; one more is answered with 503",
+            ),
+            Self::MaxChannelsPerConnection => (
+                "max-channels-per-connection",
+                CONNECTIONS,
+                "COUNT",
+                DefaultValue::Text("100"),
+                "Most channels that one connection may be subscribed to, 1 to 8192; a handshake \
+                 that asks for more is answered with 400",
             ),
             Self::HandshakeTimeout => (
                 "handshake-timeout",

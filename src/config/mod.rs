@@ -75,6 +75,8 @@ const MAX_MESSAGE_BYTES: u64 = 1 << 30;
 const MAX_QUEUE_BYTES: u64 = 1 << 40;
 /// Fewer, and a mailbox stands full for much of every turn of its shard.
 const MIN_MAILBOX_ENTRIES: u64 = 16;
+/// More names than the head of a handshake has room for.
+const MAX_CHANNELS_PER_CONNECTION: u64 = 8 * 1024;
 /// More than one process can have file descriptors for, or a mailbox memory.
 const MAX_ENTRIES: u64 = 1 << 30;
 
@@ -134,6 +136,9 @@ impl Config {
 
         let shard = shard::settings::Settings {
             max_message_bytes,
+            max_channels_per_connection: layers.value(Key::MaxChannelsPerConnection, |raw| {
+                value::count(raw, 1..=MAX_CHANNELS_PER_CONNECTION)
+            }),
             ping_interval: layers.value(Key::PingInterval, value::duration),
             idle_timeout: layers.value(Key::IdleTimeout, value::positive_duration),
             handshake_timeout: layers.value(Key::HandshakeTimeout, value::positive_duration),

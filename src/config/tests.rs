@@ -46,6 +46,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(server.drain_duration, Duration::from_secs(20));
     assert_eq!(server.port_file, None);
     assert_eq!(shard.max_message_bytes, 64 * 1024);
+    assert_eq!(shard.max_channels_per_connection, 100);
     assert_eq!(shard.ping_interval, Duration::from_secs(25));
     assert_eq!(shard.idle_timeout, Duration::from_secs(60));
     assert_eq!(shard.handshake_timeout, Duration::from_secs(5));
@@ -120,6 +121,21 @@ fn file_takes_sizes_as_integers_but_durations_only_with_a_unit() {
         by_file("shards = true").unwrap_err(),
         ["shards is a boolean (from wsgate.toml, line 1): it is a boolean. Write a whole number"]
     );
+}
+
+#[test]
+fn connection_may_have_at_least_one_channel() {
+    let allowed = |count| {
+        let config = by_flags(&["--max-channels-per-connection", count])?;
+        Ok(config.settings.shard.max_channels_per_connection)
+    };
+    assert_eq!(allowed("1"), Ok(1));
+    let range = "out of range. Write a value from 1 to 8192";
+    for count in ["0", "8193"] {
+        let place = "(from --max-channels-per-connection)";
+        let refused = format!("max_channels_per_connection is \"{count}\" {place}: {range}");
+        assert_eq!(allowed(count), Err(vec![refused]));
+    }
 }
 
 #[test]

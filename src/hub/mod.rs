@@ -21,6 +21,16 @@ impl ChannelKey {
 #[derive(Debug, PartialEq, Eq)]
 pub struct SubscriptionKey(u32);
 
+/// How many channels a subscriber hears in all. It decides how a subscriber is written to: one that
+/// hears several may have something from more than one of them, which is to leave in one write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hears {
+    /// This one alone.
+    One,
+    /// Others too.
+    Several,
+}
+
 /// One subscriber of a channel.
 #[derive(Clone, Copy, Debug)]
 struct Subscriber {
@@ -31,8 +41,11 @@ struct Subscriber {
 #[derive(Debug)]
 struct Channel {
     name: ChannelName,
-    /// Never empty: the last unsubscribe removes the channel.
+    /// Never empty: the last unsubscribe removes the channel. First those that hear one channel, so
+    /// that whoever writes to all of them asks none of them.
     subscribers: Vec<Subscriber>,
+    /// Where in the list those begin that hear several.
+    several: u32,
 }
 
 /// Where a subscription stands.
@@ -63,19 +76,26 @@ pub struct Subscribed {
 }
 
 impl Hub {
-    /// Subscribes the connection in `slot` to `name`.
-    pub fn subscribe(&mut self, slot: u32, name: &ChannelName) -> Subscribed {
+    /// Subscribes the connection in `slot` to `name`. `hears` is the same for all its subscriptions.
+    pub fn subscribe(&mut self, slot: u32, name: &ChannelName, hears: Hears) -> Subscribed {
         let known = self.keys.get(name).copied();
         let channel = known.unwrap_or_else(|| {
-            let channel = Channel { name: name.clone(), subscribers: Vec::new() };
+            let channel = Channel { name: name.clone(), subscribers: Vec::new(), several: 0 };
             let key = ChannelKey(self.channels.insert(channel));
             self.keys.insert(name.clone(), key);
             key
         });
-        let subscribers = &mut self.channels.get_mut(channel.0).subscribers;
-        let position = subscribers.len() as u32;
-        let subscription = self.subscriptions.insert(Place { channel, position });
+        let Channel { subscribers, several, .. } = self.channels.get_mut(channel.0);
+        let end = subscribers.len() as u32;
+        let subscription = self.subscriptions.insert(Place { channel, position: end });
         subscribers.push(Subscriber { slot, subscription });
+        if hears == Hears::One {
+            // It changes places with the first of those that hear several, if there is one.
+            self.subscriptions.get_mut(subscribers[*several as usize].subscription).position = end;
+            self.subscriptions.get_mut(subscription).position = *several;
+            subscribers.swap(*several as usize, end as usize);
+            *several += 1;
+        }
         let key = SubscriptionKey(subscription);
         Subscribed { key, channel, is_first: known.is_none() }
     }
@@ -83,8 +103,18 @@ impl Hub {
     /// Ends a subscription. Returns the channel if it was the last one here: the moment to tell the
     /// broker.
     pub fn unsubscribe(&mut self, key: SubscriptionKey) -> Option<(ChannelKey, ChannelName)> {
-        let Place { channel: key, position } = self.subscriptions.remove(key.0);
+        let Place { channel: key, mut position } = self.subscriptions.remove(key.0);
         let channel = self.channels.get_mut(key.0);
+        if position < channel.several {
+            // The last of those that hear one channel takes its place, and leaves its own free.
+            channel.several -= 1;
+            let last = channel.subscribers[channel.several as usize];
+            if position < channel.several {
+                channel.subscribers[position as usize] = last;
+                self.subscriptions.get_mut(last.subscription).position = position;
+            }
+            position = channel.several;
+        }
         channel.subscribers.swap_remove(position as usize);
         if let Some(moved) = channel.subscribers.get(position as usize) {
             self.subscriptions.get_mut(moved.subscription).position = position;
@@ -116,9 +146,21 @@ impl Hub {
         &self.channels.get(channel.0).name
     }
 
-    /// The slots of everyone on this shard subscribed to `channel`, in no promised order.
-    pub fn subscribers(&self, channel: ChannelKey) -> impl ExactSizeIterator<Item = u32> {
-        self.channels.get(channel.0).subscribers.iter().map(|subscriber| subscriber.slot)
+    /// The slots of those on this shard that are subscribed to `channel` and hear as many channels as
+    /// `hears` says, in no promised order.
+    #[inline]
+    pub fn subscribers(
+        &self,
+        channel: ChannelKey,
+        hears: Hears,
+    ) -> impl ExactSizeIterator<Item = u32> {
+        let Channel { subscribers, several, .. } = self.channels.get(channel.0);
+        let (of_one, of_several) = subscribers.split_at(*several as usize);
+        let subscribers = match hears {
+            Hears::One => of_one,
+            Hears::Several => of_several,
+        };
+        subscribers.iter().map(|subscriber| subscriber.slot)
     }
 
     /// Every channel with how many subscriptions it has here.
@@ -178,10 +220,10 @@ mod tests {
         ChannelName::new(name).unwrap()
     }
 
-    fn subscribers(hub: &Hub, channel: &str) -> Vec<u32> {
+    fn subscribers(hub: &Hub, channel: &str, hears: Hears) -> Vec<u32> {
         let channel = hub.find(&name(channel));
         let mut slots: Vec<u32> =
-            channel.map(|channel| hub.subscribers(channel).collect()).unwrap_or_default();
+            channel.map(|channel| hub.subscribers(channel, hears).collect()).unwrap_or_default();
         slots.sort_unstable();
         slots
     }
@@ -189,15 +231,15 @@ mod tests {
     #[test]
     fn first_subscriber_and_last_leaver_of_a_channel_are_reported_and_no_other() {
         let mut hub = Hub::default();
-        let first = hub.subscribe(1, &name("room:1"));
-        let second = hub.subscribe(2, &name("room:1"));
+        let first = hub.subscribe(1, &name("room:1"), Hears::One);
+        let second = hub.subscribe(2, &name("room:1"), Hears::One);
         assert!(first.is_first && !second.is_first);
-        assert_eq!(subscribers(&hub, "room:1"), [1, 2]);
+        assert_eq!(subscribers(&hub, "room:1", Hears::One), [1, 2]);
         assert_eq!(hub.unsubscribe(first.key), None);
-        assert_eq!(subscribers(&hub, "room:1"), [2]);
+        assert_eq!(subscribers(&hub, "room:1", Hears::One), [2]);
         assert_eq!(hub.unsubscribe(second.key), Some((second.channel, name("room:1"))));
         assert_eq!(hub.find(&name("room:1")), None);
-        assert!(hub.subscribe(3, &name("room:1")).is_first);
+        assert!(hub.subscribe(3, &name("room:1"), Hears::Several).is_first);
     }
 
     proptest! {
@@ -205,30 +247,41 @@ mod tests {
         fn hub_agrees_with_a_plain_list_of_who_is_where(
             steps in proptest::collection::vec((0u8..4, any::<prop::sample::Index>(), any::<bool>()), 0..200),
         ) {
+            struct Held {
+                key: SubscriptionKey,
+                slot: u32,
+                channel: String,
+                hears: Hears,
+            }
             let mut hub = Hub::default();
-            let mut held: Vec<(SubscriptionKey, u32, String)> = Vec::new();
+            let mut held: Vec<Held> = Vec::new();
             for (step, (channel, pick, join)) in steps.into_iter().enumerate() {
                 let channel = format!("channel {channel}");
-                let expected = |held: &[(SubscriptionKey, u32, String)], channel: &str| {
-                    let here = held.iter().filter(|(_, _, name)| name == channel);
-                    here.map(|(_, slot, _)| *slot).collect::<Vec<u32>>()
+                let (slot, hears) = match pick.index(3) {
+                    0 => (step as u32, Hears::Several),
+                    _ => (step as u32, Hears::One),
                 };
+                let is_empty =
+                    |held: &[Held], channel: &str| held.iter().all(|held| held.channel != channel);
                 if join || held.is_empty() {
-                    let is_new = expected(&held, &channel).is_empty();
-                    let subscribed = hub.subscribe(step as u32, &name(&channel));
-                    prop_assert_eq!(subscribed.is_first, is_new);
-                    held.push((subscribed.key, step as u32, channel.clone()));
+                    let subscribed = hub.subscribe(slot, &name(&channel), hears);
+                    prop_assert_eq!(subscribed.is_first, is_empty(&held, &channel));
+                    held.push(Held { key: subscribed.key, slot, channel, hears });
                 } else {
-                    let (key, _, channel) = held.swap_remove(pick.index(held.len()));
-                    let is_last = expected(&held, &channel).is_empty();
+                    let Held { key, channel, .. } = held.swap_remove(pick.index(held.len()));
+                    let is_last = is_empty(&held, &channel);
                     prop_assert_eq!(hub.unsubscribe(key).is_some(), is_last);
                 }
-                let mut slots = expected(&held, &channel);
-                slots.sort_unstable();
-                prop_assert_eq!(subscribers(&hub, &channel), slots);
+                for (channel, hears) in (0..8).map(|case| (case / 2, [Hears::One, Hears::Several][case % 2])) {
+                    let channel = format!("channel {channel}");
+                    let of_kind = held.iter().filter(|held| held.channel == channel && held.hears == hears);
+                    let mut slots: Vec<u32> = of_kind.map(|held| held.slot).collect();
+                    slots.sort_unstable();
+                    prop_assert_eq!(subscribers(&hub, &channel, hears), slots);
+                }
             }
             let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-            for (_, _, channel) in &held {
+            for Held { channel, .. } in &held {
                 *counts.entry(channel).or_default() += 1;
             }
             let listed: BTreeMap<&str, usize> =

@@ -1,22 +1,31 @@
 //! One open connection: its socket beside its protocol state.
 
 use std::cell::{Cell, RefCell};
-use std::io;
+use std::io::{self, IoSlice};
 use std::task::Waker;
 use std::time::Instant;
 
 use bytes::Bytes;
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::connection::outbound::{Limit, Pushed, SlowConsumerPolicy};
 use crate::connection::{Connection, Ending};
 use crate::hub::{ChannelKey, SubscriptionKey};
 use crate::protocol::raw::Ask;
-use crate::pubsub::{Batch, ConnectionId, ShardId};
+use crate::pubsub::{Batch, ConnectionId, Count, ShardId};
 use crate::shard::Shard;
 use crate::telemetry::counters::{BINARY, SlowConsumer, TEXT};
 use crate::wire::close::CloseCode;
 use crate::wire::frame;
+
+/// Most slices of one vectored write: what Linux takes (`IOV_MAX`).
+const MAX_SLICES: usize = 1_024;
+
+/// A socket that does not take everything at once says so; one that the peer has closed fails.
+const SEND_FLAGS: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
 
 /// A channel, as one of its subscribers remembers it.
 #[derive(Clone, Copy)]
@@ -32,10 +41,10 @@ pub(crate) struct Client {
     pub(crate) id: ConnectionId,
     /// What its messages ask for.
     pub(crate) ask: Ask,
-    /// The channel that it is subscribed to and publishes to.
+    /// The channel that it publishes to, and is subscribed to like to those of `subscriptions`.
     pub(crate) channel: Option<Channel>,
     /// Given back when the connection ends.
-    pub(crate) subscription: Cell<Option<SubscriptionKey>>,
+    pub(crate) subscriptions: Cell<Subscriptions>,
     pub(crate) socket: RefCell<TcpStream>,
     pub(crate) connection: RefCell<Connection>,
     /// Wakes the driver.
@@ -48,6 +57,37 @@ pub(crate) struct Client {
     pub(crate) is_shut: Cell<bool>,
 }
 
+/// The subscriptions of one connection. Nearly all have one, which then takes no memory of its own.
+#[derive(Debug, Default)]
+pub(crate) enum Subscriptions {
+    #[default]
+    None,
+    One(SubscriptionKey),
+    Several(Box<SeveralSubscriptions>),
+}
+
+/// Behind a pointer of one word: with one more, [`Client`] would need the next larger size of the
+/// allocator, also where there is one subscription.
+#[derive(Debug)]
+pub(crate) struct SeveralSubscriptions(Box<[SubscriptionKey]>);
+
+impl Subscriptions {
+    pub(crate) fn new(mut keys: Vec<SubscriptionKey>) -> Self {
+        match keys.len() {
+            0 | 1 => keys.pop().map_or(Self::None, Self::One),
+            _ => Self::Several(Box::new(SeveralSubscriptions(keys.into()))),
+        }
+    }
+
+    pub(crate) fn for_each(self, end: impl FnMut(SubscriptionKey)) {
+        match self {
+            Self::None => {}
+            Self::One(key) => Some(key).into_iter().for_each(end),
+            Self::Several(several) => several.0.into_iter().for_each(end),
+        }
+    }
+}
+
 /// What a client gets in answer to its own frames is bounded by not reading from it, never by a policy.
 pub(crate) const UNLIMITED: Limit =
     Limit { max_bytes: usize::MAX, policy: SlowConsumerPolicy::Close };
@@ -56,16 +96,16 @@ impl Client {
     pub(crate) fn new(
         id: ConnectionId,
         ask: Ask,
-        subscribed: Option<(Channel, SubscriptionKey)>,
+        channel: Option<Channel>,
+        subscriptions: Subscriptions,
         socket: TcpStream,
         now: Instant,
     ) -> Self {
-        let (channel, subscription) = subscribed.unzip();
         Self {
             id,
             ask,
             channel,
-            subscription: Cell::new(subscription),
+            subscriptions: Cell::new(subscriptions),
             socket: RefCell::new(socket),
             connection: RefCell::new(Connection::new(now)),
             waker: RefCell::new(None),
@@ -134,8 +174,59 @@ impl Client {
         if !connection.outbound.is_empty() {
             return Some(0);
         }
-        let written = self.socket.borrow().try_write(frames);
+        let written = self.write(frames);
         self.written(written, connection, shard)
+    }
+
+    /// Offers `frames` to the socket. Returns how many bytes it took.
+    #[inline]
+    fn write(&self, frames: &[u8]) -> io::Result<usize> {
+        self.try_write(|socket| rustix::net::send(socket, frames, SEND_FLAGS))
+    }
+
+    /// Offers `slices` to the socket in as few calls as the kernel allows, which is one up to
+    /// [`MAX_SLICES`]. Returns how many bytes it took.
+    #[inline(never)]
+    fn write_vectored(&self, slices: &[IoSlice<'_>], tally: &Tally) -> io::Result<usize> {
+        let mut written = 0;
+        for (index, slices) in slices.chunks(MAX_SLICES).enumerate() {
+            if index > 0 {
+                tally.count_write();
+            }
+            let offered: usize = slices.iter().map(|slice| slice.len()).sum();
+            let control = &mut SendAncillaryBuffer::default();
+            match self.try_write(|socket| sendmsg(socket, slices, control, SEND_FLAGS)) {
+                Ok(bytes) => {
+                    written += bytes;
+                    if bytes < offered {
+                        break;
+                    }
+                }
+                // The same answer comes again when the rest is written, and is heard then.
+                Err(_) if written > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(written)
+    }
+
+    /// Writes past tokio: its look at the socket's readiness touches one more cache line, and libc's
+    /// `send` costs two locked instructions, since a thread can be cancelled in it. Only a socket that
+    /// is full is offered the same once more through tokio, which so learns of it and has the driver
+    /// woken when there is room.
+    #[inline]
+    fn try_write(
+        &self,
+        mut write: impl FnMut(&TcpStream) -> Result<usize, Errno>,
+    ) -> io::Result<usize> {
+        let socket = &*self.socket.borrow();
+        match write(socket) {
+            Ok(bytes) => Ok(bytes),
+            Err(Errno::AGAIN) => {
+                socket.try_io(Interest::WRITABLE, || write(socket).map_err(io::Error::from))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     #[inline]
@@ -168,44 +259,113 @@ impl Client {
         shard.counters.outbound_queue_bytes.moved(before, connection.outbound.bytes());
     }
 
-    /// Hands `batch` to this subscriber: into the socket where it takes all of it, else into the
+    /// Hands `offer` to this subscriber: into the socket where it takes all of it, else into the
     /// outbound queue, by the slow-consumer policy.
     #[inline]
-    pub(crate) fn deliver(&self, batch: &Batch, shard: &Shard) {
+    pub(crate) fn deliver(&self, offer: &Offer<'_>, tally: &Tally, shard: &Shard) {
         let mut connection = self.connection.borrow_mut();
+        let is_ready = connection.is_open() && connection.outbound.is_empty();
+        if !is_ready || offer.batch.excludes(self.id) {
+            let batches = std::iter::once(offer.batch);
+            return self.deliver_carefully(&mut connection, batches, &mut Vec::new(), tally, shard);
+        }
+        tally.count_write();
+        let written = match &*offer.slices {
+            [] => self.write(offer.first),
+            slices => self.write_vectored(slices, tally),
+        };
+        if matches!(written, Ok(bytes) if bytes == offer.batch.bytes()) {
+            // Counted for all such subscribers at once.
+            tally.count_whole();
+            return;
+        }
+        let segments = offer.batch.segments().iter();
+        self.hand_over(&mut connection, segments, offer.batch.count(), Some(written), shard);
+    }
+
+    /// Hands several batches to this subscriber in one write, in this order. `slices` is room that is
+    /// used again.
+    pub(crate) fn deliver_together<'a>(
+        &self,
+        batches: impl Iterator<Item = &'a Batch> + Clone,
+        slices: &mut Vec<IoSlice<'a>>,
+        tally: &Tally,
+        shard: &Shard,
+    ) {
+        let mut connection = self.connection.borrow_mut();
+        self.deliver_carefully(&mut connection, batches, slices, tally, shard);
+    }
+
+    /// As [`Client::deliver_together`], whatever state the connection is in. Counts everything that
+    /// the connection is handed by itself.
+    fn deliver_carefully<'a>(
+        &self,
+        connection: &mut Connection,
+        batches: impl Iterator<Item = &'a Batch> + Clone,
+        slices: &mut Vec<IoSlice<'a>>,
+        tally: &Tally,
+        shard: &Shard,
+    ) {
         if !connection.is_open() {
             return;
         }
-        let less_own;
-        let (segments, count) = if batch.excludes(self.id) {
-            less_own = batch.segments_for(self.id);
-            (less_own.0.as_slice(), less_own.1)
-        } else {
-            (batch.segments(), batch.count())
-        };
-        let waited_before = !connection.outbound.is_empty();
-        let written = match segments {
-            [] => return,
-            _ if waited_before => Some(0),
-            [segment] => self.write_first(&mut connection, segment, shard),
-            several => {
-                // The kernel takes 1,024 slices at most; what it leaves is queued like any rest.
-                let slices: Vec<_> =
-                    several.iter().take(1_024).map(|segment| io::IoSlice::new(segment)).collect();
-                let written = self.socket.borrow().try_write_vectored(&slices);
-                self.written(written, &mut connection, shard)
-            }
-        };
-        let Some(written) = written else {
+        let mut count = Count::default();
+        if !batches.clone().any(|batch| batch.excludes(self.id)) {
+            batches.clone().for_each(|batch| count += batch.count());
+            let segments = batches.flat_map(Batch::segments);
+            return self.offer_and_hand_over(connection, segments, count, slices, tally, shard);
+        }
+        let mut less_own = Vec::new();
+        for batch in batches {
+            let (segments, others) = batch.segments_for(self.id);
+            less_own.extend(segments);
+            count += others;
+        }
+        let segments = less_own.iter();
+        self.offer_and_hand_over(connection, segments, count, &mut Vec::new(), tally, shard);
+    }
+
+    fn offer_and_hand_over<'a>(
+        &self,
+        connection: &mut Connection,
+        segments: impl Iterator<Item = &'a Bytes> + Clone,
+        count: Count,
+        slices: &mut Vec<IoSlice<'a>>,
+        tally: &Tally,
+        shard: &Shard,
+    ) {
+        if count == Count::default() {
+            return;
+        }
+        let written = connection.outbound.is_empty().then(|| {
+            slices.clear();
+            slices.extend(segments.clone().map(|segment| IoSlice::new(segment)));
+            tally.count_write();
+            self.write_vectored(slices, tally)
+        });
+        self.hand_over(connection, segments, count, written, shard);
+    }
+
+    /// Takes note of what became of whole frames that were offered to the socket, or were not since
+    /// others wait before them (`written` is `None`): counts them, and queues what it did not take.
+    #[cold]
+    fn hand_over<'a>(
+        &self,
+        connection: &mut Connection,
+        segments: impl Iterator<Item = &'a Bytes> + Clone,
+        count: Count,
+        written: Option<io::Result<usize>>,
+        shard: &Shard,
+    ) {
+        let waited_before = written.is_none();
+        let Some(written) = self.written(written.unwrap_or(Ok(0)), connection, shard) else {
             self.wake_driver();
             return;
         };
-        shard.counters.deliveries.add(u64::from(count.total()));
-        shard.counters.messages_sent[TEXT].add(u64::from(count.texts));
-        shard.counters.messages_sent[BINARY].add(u64::from(count.binaries));
-        self.queue_rest(&mut connection, segments, written, shard);
+        shard.count_deliveries(count, 1);
+        self.queue_rest(connection, segments, written, shard);
         if !connection.is_open() {
-            shard.arm(self, &connection);
+            shard.arm(self, connection);
         }
         if !waited_before && (!connection.outbound.is_empty() || !connection.is_open()) {
             self.wake_driver();
@@ -213,16 +373,15 @@ impl Client {
     }
 
     /// Queues what the socket did not take of `segments`.
-    #[inline]
-    fn queue_rest(
+    fn queue_rest<'a>(
         &self,
         connection: &mut Connection,
-        segments: &[Bytes],
+        mut segments: impl Iterator<Item = &'a Bytes>,
         mut written: usize,
         shard: &Shard,
     ) {
         let before = connection.outbound.bytes();
-        for (index, segment) in segments.iter().enumerate() {
+        while let Some(segment) = segments.next() {
             if written >= segment.len() {
                 written -= segment.len();
                 continue;
@@ -237,11 +396,9 @@ impl Client {
                 Pushed::Dropped(frames) => shard.count_slow_consumer(frames),
                 Pushed::Overflow => {
                     let rest = segment.slice(frame::boundary_from(segment, taken)..);
-                    let behind = &segments[index + 1..];
-                    let refused: usize = std::iter::once(&rest)
-                        .chain(behind)
-                        .map(|frames| frame::count_messages(frames))
-                        .sum();
+                    let behind =
+                        segments.map(|frames| frame::count_messages(frames)).sum::<usize>();
+                    let refused = frame::count_messages(&rest) + behind;
                     let waiting = connection.close_slow_consumer(shard.now(), &shard.timing);
                     shard.count_slow_consumer(refused + waiting);
                     break;
@@ -270,7 +427,69 @@ impl Client {
     }
 }
 
+/// A batch, ready to be offered to one subscriber after the other.
+pub(crate) struct Offer<'a> {
+    batch: &'a Batch,
+    /// Its first segment.
+    first: &'a [u8],
+    /// All its segments where it has more than one, else none.
+    slices: Vec<IoSlice<'a>>,
+}
+
+impl<'a> Offer<'a> {
+    pub(crate) fn new(batch: &'a Batch) -> Self {
+        let (first, slices) = match batch.segments() {
+            [] => (&[][..], Vec::new()),
+            [segment] => (&segment[..], Vec::new()),
+            several => {
+                let slices = several.iter().map(|segment| IoSlice::new(segment)).collect();
+                (&several[0][..], slices)
+            }
+        };
+        Self { batch, first, slices }
+    }
+}
+
+/// What is counted while one batch is delivered.
+#[derive(Default)]
+pub(crate) struct Tally {
+    /// System calls that write.
+    writes: Cell<u64>,
+    /// Subscribers whose sockets took all of the batch, and that are not counted elsewhere.
+    whole: Cell<u64>,
+}
+
+impl Tally {
+    #[inline]
+    fn count_write(&self) {
+        self.writes.set(self.writes.get() + 1);
+    }
+
+    #[inline]
+    fn count_whole(&self) {
+        self.whole.set(self.whole.get() + 1);
+    }
+
+    pub(crate) fn writes(&self) -> u64 {
+        self.writes.get()
+    }
+
+    /// Counts what those got that were only tallied, and forgets them.
+    pub(crate) fn count_for(&self, batch: &Batch, shard: &Shard) {
+        let whole = self.whole.take();
+        shard.counters.sent_bytes.add(whole * batch.bytes() as u64);
+        shard.count_deliveries(batch.count(), whole);
+    }
+}
+
 impl Shard {
+    /// Counts `count` publications that were handed to each of `subscribers` subscribers.
+    fn count_deliveries(&self, count: Count, subscribers: u64) {
+        self.counters.deliveries.add(u64::from(count.total()) * subscribers);
+        self.counters.messages_sent[TEXT].add(u64::from(count.texts) * subscribers);
+        self.counters.messages_sent[BINARY].add(u64::from(count.binaries) * subscribers);
+    }
+
     /// Counts a full outbound queue and the `frames` that it cost.
     fn count_slow_consumer(&self, frames: usize) {
         let action = match self.limit.policy {

@@ -24,12 +24,12 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use crate::broker::Broker;
-use crate::hub::SubscriptionKey;
+use crate::hub::{Hears, SubscriptionKey};
 use crate::protocol::raw;
 use crate::protocol::target::{Endpoint, Target, TargetError};
-use crate::pubsub::ConnectionId;
+use crate::pubsub::{ChannelName, ConnectionId};
 use crate::shard::Shard;
-use crate::shard::client::{Channel, Client};
+use crate::shard::client::{Channel, Client, Subscriptions};
 use crate::shard::driver::{self, Driver};
 use crate::telemetry::counters::{Rejection, TEXT};
 use crate::wire::close::CloseCode;
@@ -100,18 +100,44 @@ impl Drop for Reservation {
     }
 }
 
-/// A subscription that was announced before its connection is open.
-struct Subscription {
+/// Subscriptions that were announced before their connection is open.
+struct Announced {
     shard: Rc<Shard>,
-    channel: Channel,
-    key: Option<SubscriptionKey>,
+    /// The first of them is to the channel that the connection publishes to.
+    keys: Vec<SubscriptionKey>,
+    channel: Option<Channel>,
 }
 
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        if let Some(key) = self.key.take() {
-            self.shard.unsubscribe(key);
+impl Announced {
+    /// Nothing yet.
+    fn new(shard: &Rc<Shard>) -> Self {
+        Self { shard: Rc::clone(shard), keys: Vec::new(), channel: None }
+    }
+
+    async fn subscribe(&mut self, slot: u32, name: &ChannelName, hears: Hears) {
+        let shard = &self.shard;
+        let permit = shard.broker.permit(name).await;
+        let subscribed = shard.hub.borrow_mut().subscribe(slot, name, hears);
+        self.keys.push(subscribed.key);
+        shard.counters.subscriptions.moved(0, 1);
+        if subscribed.is_first {
+            shard.broker.subscribe(name, permit);
         }
+        self.channel.get_or_insert_with(|| Channel {
+            key: subscribed.channel,
+            home: shard.broker.home(name),
+        });
+    }
+
+    /// Hands them over to the connection, which is open now.
+    fn take(mut self) -> (Option<Channel>, Subscriptions) {
+        (self.channel, Subscriptions::new(std::mem::take(&mut self.keys)))
+    }
+}
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        self.keys.drain(..).for_each(|key| self.shard.unsubscribe(key));
     }
 }
 
@@ -119,7 +145,7 @@ impl Drop for Subscription {
 struct Accepted {
     upgrade: UpgradeFut,
     target: Target,
-    subscription: Option<Subscription>,
+    subscriptions: Announced,
 }
 
 /// Serves `socket`, which another thread has accepted and counted for this shard.
@@ -210,7 +236,7 @@ async fn serve(mut reserved: Reservation, socket: TcpStream, accepted_at: Instan
         Pin::new(&mut http).poll(cx).map(Some)
     });
     let ended = ended.await;
-    let Some(Accepted { upgrade, target, subscription }) = accepted.take() else {
+    let Some(Accepted { upgrade, target, subscriptions }) = accepted.take() else {
         let reason = rejection.get().unwrap_or(match &ended {
             None => Rejection::Timeout,
             Some(Err(error)) if error.is_parse_too_large() => Rejection::TooLarge,
@@ -247,7 +273,7 @@ async fn serve(mut reserved: Reservation, socket: TcpStream, accepted_at: Instan
         socket: parts.io.into_inner(),
         early: parts.read_buf,
         target,
-        subscription,
+        subscriptions,
     };
     open(&shard, opening);
 }
@@ -259,17 +285,15 @@ struct Opening {
     /// Came right behind the request.
     early: Bytes,
     target: Target,
-    subscription: Option<Subscription>,
+    subscriptions: Announced,
 }
 
 fn open(shard: &Rc<Shard>, opening: Opening) {
-    let Opening { id, socket, early, target, subscription } = opening;
+    let Opening { id, socket, early, target, subscriptions } = opening;
     let now = shard.now();
-    let subscribed = subscription.and_then(|mut subscription| {
-        subscription.key.take().map(|key| (subscription.channel, key))
-    });
+    let (channel, subscriptions) = subscriptions.take();
     let ask = raw::ask(&target.endpoint);
-    let client = Rc::new(Client::new(id, ask, subscribed, socket, now));
+    let client = Rc::new(Client::new(id, ask, channel, subscriptions, socket, now));
     shard.counters.connections.moved(0, 1);
     shard.table.borrow_mut().open(Rc::clone(&client));
     // From here on its driver's end is the connection's end, also if what follows should panic.
@@ -318,6 +342,7 @@ async fn answer(
     }
     let target =
         Target::parse(request.uri().path(), request.uri().query()).map_err(Refusal::Target)?;
+    target.check_channels(shard.settings.max_channels_per_connection).map_err(Refusal::Target)?;
     rules::check(request.method(), request.version(), request.headers())
         .map_err(Refusal::Handshake)?;
     let headers = request.headers();
@@ -333,22 +358,15 @@ async fn answer(
     let mut response = response.map(|_| Full::default());
     let id = HeaderValue::try_from(handshake.id.to_uuid(shard.gateway));
     response.headers_mut().insert(X_CONNECTION_ID, id.expect("hexadecimal digits and hyphens"));
-    let subscription = match &target.endpoint {
-        Endpoint::Echo => None,
-        Endpoint::Channel { name, .. } => {
-            // Announced before the answer, so that whoever has the answer is sure to be known.
-            let permit = shard.broker.permit(name).await;
-            let subscribed = shard.hub.borrow_mut().subscribe(handshake.id.slot, name);
-            shard.counters.subscriptions.moved(0, 1);
-            if subscribed.is_first {
-                shard.broker.subscribe(name, permit);
-            }
-            let channel = Channel { key: subscribed.channel, home: shard.broker.home(name) };
-            let key = Some(subscribed.key);
-            Some(Subscription { shard: Rc::clone(shard), channel, key })
+    let mut subscriptions = Announced::new(shard);
+    if let Endpoint::Channel { name, .. } = &target.endpoint {
+        let hears = if target.also.is_empty() { Hears::One } else { Hears::Several };
+        // Announced before the answer, so that whoever has the answer is sure to be known.
+        for name in std::iter::once(name).chain(&target.also) {
+            subscriptions.subscribe(handshake.id.slot, name, hears).await;
         }
-    };
-    Ok((response, Accepted { upgrade, target, subscription }))
+    }
+    Ok((response, Accepted { upgrade, target, subscriptions }))
 }
 
 impl Refusal {
@@ -358,7 +376,8 @@ impl Refusal {
             Self::Target(
                 TargetError::ChannelName(_)
                 | TargetError::ChannelNameEncoding
-                | TargetError::NotABoolean { .. },
+                | TargetError::NotABoolean { .. }
+                | TargetError::TooManyChannels { .. },
             ) => Rejection::BadRequest,
             Self::Handshake(HandshakeError::Method) => Rejection::Method,
             Self::Handshake(HandshakeError::ProtocolVersion) => Rejection::Version,

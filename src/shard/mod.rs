@@ -25,7 +25,8 @@ mod table;
 mod turn;
 mod wheel;
 
-use std::cell::{Cell, RefCell};
+use std::any::Any;
+use std::cell::{Cell, RefCell, RefMut};
 use std::net::TcpListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -47,6 +48,7 @@ use crate::pubsub::{ConnectionId, GatewayId, ShardId};
 pub use crate::shard::accept::{MAX_BACKLOG, MAX_REFUSED};
 use crate::shard::client::{Channel, Client};
 use crate::shard::driver::report_panic;
+use crate::shard::fan_out::Pass;
 use crate::shard::orders::{Handle, Order};
 use crate::shard::settings::Settings;
 use crate::shard::table::{Occupant, Table};
@@ -166,6 +168,8 @@ pub(crate) struct Shard {
     table: RefCell<Table>,
     hub: RefCell<Hub>,
     turn: RefCell<Turn>,
+    /// Room for what is being flushed.
+    pass: RefCell<Pass>,
     broker: MemoryBroker,
     /// Room for what a decoder kept, then for one read. Its content means nothing between two calls
     /// of `driver::process`.
@@ -262,6 +266,7 @@ impl Shard {
             table: RefCell::new(Table::new(id)),
             hub: RefCell::default(),
             turn: RefCell::default(),
+            pass: RefCell::default(),
             broker,
             read_buffer: RefCell::new(vec![0; MAX_KEPT_BYTES + READ_BUFFER_BYTES].into()),
             paused: RefCell::default(),
@@ -289,16 +294,23 @@ impl Shard {
     /// Collects a message of `client` for its channel.
     #[inline]
     fn publish(&self, client: &Client, own: bool, frame: Frame<'_>, now: Instant) {
-        let Some(Channel { key, .. }) = client.channel else {
+        let Some(Channel { key, home }) = client.channel else {
             return;
         };
-        let mut turn = self.turn.borrow_mut();
+        let mut turn = self.started_turn();
+        let excluded = (!own).then_some(client.id);
+        turn.publish(key, home, &self.hub.borrow(), frame, excluded, now);
+        self.counters.publications_from_connections.increment();
+    }
+
+    /// The turn, to which something will be added now: it will be flushed.
+    #[inline]
+    fn started_turn(&self) -> RefMut<'_, Turn> {
+        let turn = self.turn.borrow_mut();
         if turn.is_empty() {
             self.turn_started.notify_one();
         }
-        let excluded = (!own).then_some(client.id);
-        turn.publish(key, &self.hub.borrow(), frame, excluded, now);
-        self.counters.publications_from_connections.increment();
+        turn
     }
 
     /// Has `client` woken when its channel is no longer congested.
@@ -377,11 +389,16 @@ impl Shard {
     }
 
     /// Does `work` for `client`. A panic ends that connection; its driver says so to the peer.
-    fn guard(&self, client: &Rc<Client>, work: impl FnOnce()) {
-        let Err(panic) = catch_unwind(AssertUnwindSafe(work)) else {
-            return;
-        };
-        report_panic(&client.id.to_uuid(self.gateway), &*panic, self);
+    fn guard(&self, client: &Client, work: impl FnOnce()) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
+            self.handle_panic(client, &*panic);
+        }
+    }
+
+    /// Ends the connection of `client` for a bug that showed while it was served.
+    #[cold]
+    fn handle_panic(&self, client: &Client, panic: &(dyn Any + Send)) {
+        report_panic(&client.id.to_uuid(self.gateway), panic, self);
         if let Ok(mut connection) = client.connection.try_borrow_mut() {
             let (now, code) = (self.now(), CloseCode::INTERNAL_ERROR);
             connection.fail(now, code, "internal error", &self.timing);
@@ -406,9 +423,7 @@ impl Shard {
         let index = closed_index(close_code_index(ending.code), initiator);
         self.counters.connections_closed[index].increment();
         self.counters.connections.moved(1, 0);
-        if let Some(subscription) = client.subscription.take() {
-            self.unsubscribe(subscription);
-        }
+        client.subscriptions.take().for_each(|subscription| self.unsubscribe(subscription));
         debug!(
             connection = %client.id.to_uuid(self.gateway),
             code = ending.code,

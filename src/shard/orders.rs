@@ -11,8 +11,8 @@ use globset::GlobMatcher;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::broker::{Broker, Inbound};
-use crate::pubsub::{Batch, BatchBuilder, ChannelName, ConnectionId};
-use crate::shard::client::Client;
+use crate::pubsub::{Batch, ChannelName, ConnectionId};
+use crate::shard::client::{Client, Offer, Tally};
 use crate::shard::{Shard, drain, handshake};
 use crate::wire::close::CloseCode;
 
@@ -101,7 +101,6 @@ impl Handle {
 /// Takes what comes in for the shard, from the broker's lanes and from its handle.
 pub(crate) async fn take(shard: Rc<Shard>, mut orders: mpsc::Receiver<Order>) {
     loop {
-        let mut deliveries: Vec<(ChannelName, Vec<Arc<Batch>>)> = Vec::new();
         let mut order = None;
         let mut taken = 0;
         let has_more = std::future::poll_fn(|cx| {
@@ -117,13 +116,10 @@ pub(crate) async fn take(shard: Rc<Shard>, mut orders: mpsc::Receiver<Order>) {
                     }
                     Poll::Ready(Inbound::Room) => shard.resume(),
                     Poll::Ready(Inbound::Delivery(channel, batch)) => {
-                        match deliveries.iter_mut().find(|(name, _)| *name == channel) {
-                            Some((_, batches)) => batches.push(batch),
-                            None => deliveries.push((channel, vec![batch])),
-                        }
+                        shard.collect_delivery(&channel, batch);
                     }
                     Poll::Ready(Inbound::Publication(channel, batch)) => {
-                        shard.join_turn(channel, &batch);
+                        shard.collect_publication(channel, batch);
                     }
                 }
                 taken += 1;
@@ -135,10 +131,9 @@ pub(crate) async fn take(shard: Rc<Shard>, mut orders: mpsc::Receiver<Order>) {
             Poll::Ready(true)
         })
         .await;
-        for (channel, batches) in deliveries {
-            shard.fan_out_together(&channel, &batches);
-        }
         if let Some(order) = order {
+            // What was published before it goes before it.
+            shard.flush_turn();
             shard.handle_order(order);
         }
         if has_more {
@@ -149,25 +144,17 @@ pub(crate) async fn take(shard: Rc<Shard>, mut orders: mpsc::Receiver<Order>) {
 }
 
 impl Shard {
-    /// Adds a batch from another shard or from the API to this turn.
-    fn join_turn(&self, channel: ChannelName, batch: &Batch) {
-        let mut turn = self.turn.borrow_mut();
-        if turn.is_empty() {
-            self.turn_started.notify_one();
-        }
-        turn.publish_batch(channel, &self.hub.borrow(), batch);
+    /// Adds a batch that was published on another shard or by the API to this turn: this shard is
+    /// the home of `channel`.
+    fn collect_publication(&self, channel: ChannelName, batch: Arc<Batch>) {
+        self.started_turn().publish_batch(channel, self.id, &self.hub.borrow(), batch);
     }
 
-    /// Hands several batches to the subscribers of `channel` in one write each.
-    fn fan_out_together(&self, channel: &ChannelName, batches: &[Arc<Batch>]) {
-        match batches {
-            [] => {}
-            [batch] => self.fan_out(channel, batch),
-            [first, ..] => {
-                let mut together = BatchBuilder::new(first.received_at());
-                batches.iter().for_each(|batch| together.push_batch(batch));
-                self.fan_out(channel, &together.finish());
-            }
+    /// Adds a batch from another shard, the home of `channel`, to this turn.
+    fn collect_delivery(&self, channel: &ChannelName, batch: Arc<Batch>) {
+        // The last subscriber may have left while it was under way.
+        if let Some(key) = self.hub.borrow().find(channel) {
+            self.started_turn().deliver_batch(key, batch);
         }
     }
 
@@ -207,7 +194,9 @@ impl Shard {
             return false;
         };
         let batch = Batch::single(frame, self.now());
-        self.guard(&client, || client.deliver(&batch, self));
+        let tally = Tally::default();
+        self.guard(&client, || client.deliver(&Offer::new(&batch), &tally, self));
+        tally.count_for(&batch, self);
         true
     }
 

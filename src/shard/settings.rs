@@ -11,6 +11,8 @@ pub struct Settings {
     /// Largest message taken from a client, over all its fragments, in bytes. A message of exactly
     /// this size passes; a larger one ends its connection with 1009.
     pub max_message_bytes: usize,
+    /// Most channels that one connection is subscribed to. At least one.
+    pub max_channels_per_connection: usize,
     /// Silence after which a peer is pinged. Zero: it never is.
     pub ping_interval: Duration,
     /// Silence after which a peer is closed with 1001.

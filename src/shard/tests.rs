@@ -1,4 +1,7 @@
-//! A real shard on a thread of its own, with real sockets.
+//! A real shard on a thread of its own, with real sockets. `flush` has one that writes when the test
+//! says so.
+
+mod flush;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -17,6 +20,22 @@ use crate::telemetry::counters::INITIATORS;
 /// A test that fails waits no longer for anything.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+fn settings() -> Settings {
+    Settings {
+        max_message_bytes: 64 * 1024,
+        max_channels_per_connection: 100,
+        ping_interval: Duration::from_secs(25),
+        idle_timeout: Duration::from_secs(60),
+        handshake_timeout: Duration::from_secs(5),
+        close_timeout: Duration::from_secs(5),
+        outbound_queue_bytes: 1 << 20,
+        slow_consumer: SlowConsumerPolicy::Close,
+        mailbox_entries: 64,
+        mailbox_bytes: 1 << 20,
+        allowed_origins: AllowedOrigins::same_host(),
+    }
+}
+
 /// A shard that serves until it is drained.
 struct Running {
     address: SocketAddr,
@@ -30,18 +49,7 @@ impl Running {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
-        let settings = Settings {
-            max_message_bytes: 64 * 1024,
-            ping_interval: Duration::from_secs(25),
-            idle_timeout: Duration::from_secs(60),
-            handshake_timeout: Duration::from_secs(5),
-            close_timeout: Duration::from_secs(5),
-            outbound_queue_bytes: 1 << 20,
-            slow_consumer: SlowConsumerPolicy::Close,
-            mailbox_entries: 64,
-            mailbox_bytes: 1 << 20,
-            allowed_origins: AllowedOrigins::same_host(),
-        };
+        let settings = settings();
         let bounds = Bounds { entries: settings.mailbox_entries, bytes: settings.mailbox_bytes };
         let (mut seats, _) = memory::connect(1, bounds);
         let (handle, orders) = Handle::new();

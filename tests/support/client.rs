@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
+use crate::support::gateway::shard_of;
 use crate::support::within;
 
 /// How many handshakes [`connect_many`] has going on at a time.
@@ -64,10 +65,9 @@ impl Client {
         Self { socket: FragmentCollector::new(socket), id }
     }
 
-    /// The shard that serves it: the lower twelve bits of the third group of the UUID.
+    /// The shard that serves it.
     pub(crate) fn shard(&self) -> usize {
-        let group = self.id.split('-').nth(2).expect("a UUID has five groups");
-        usize::from_str_radix(&group[1..], 16).expect("a UUID has hexadecimal digits")
+        shard_of(&self.id)
     }
 
     pub(crate) async fn send_text(&mut self, text: &str) {

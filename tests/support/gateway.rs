@@ -4,14 +4,19 @@ use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use http::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use wsgate::broker::Broker;
+use wsgate::broker::memory::{self, Bounds, MemoryBroker};
+use wsgate::pubsub::{ChannelName, ShardId};
 
 use crate::support::admin::{self, Answer, Requests};
 use crate::support::client::Client;
+use crate::support::freeze::Frozen;
 use crate::support::metrics::Metrics;
 use crate::support::raw::RawClient;
 use crate::support::until;
@@ -82,13 +87,16 @@ impl Gateway {
     }
 
     /// A WebSocket client that the given shard serves: which one does is the gateway's choice, so
-    /// others are closed again until it is that one.
+    /// others are opened until it is that one, and then closed.
     pub(crate) async fn connect_to_shard(&self, shard: usize, path: &str) -> Client {
+        // Meanwhile they stay, or a shard that has more connections already would get no further one.
+        let mut others = Vec::new();
         for _ in 0..200 {
             let client = self.connect(path).await;
             if client.shard() == shard {
                 return client;
             }
+            others.push(client);
         }
         panic!("of 200 connections none was served by shard {shard}");
     }
@@ -100,10 +108,30 @@ impl Gateway {
         client
     }
 
+    /// A client for bytes as given that the given shard serves; see [`Gateway::connect_to_shard`].
+    pub(crate) async fn open_raw_on_shard(&self, shard: usize, path: &str) -> RawClient {
+        let mut others = Vec::new();
+        for _ in 0..200 {
+            let mut client = RawClient::connect(self.listen).await;
+            if shard_of(&client.upgrade(path).await) == shard {
+                return client;
+            }
+            others.push(client);
+        }
+        panic!("of 200 connections none was served by shard {shard}");
+    }
+
     /// A client for bytes as given that takes little when it does not read, once its handshake is
     /// over.
     pub(crate) async fn open_stalled(&self, path: &str) -> RawClient {
         let mut client = RawClient::connect_with_receive_buffer(self.listen, 4096).await;
+        client.upgrade(path).await;
+        client
+    }
+
+    /// The same where neither end's kernel has room for much, so that a few messages are too many.
+    pub(crate) async fn open_narrow(&self, path: &str) -> RawClient {
+        let mut client = RawClient::connect_with_little_room(self.listen).await;
         client.upgrade(path).await;
         client
     }
@@ -143,6 +171,21 @@ impl Gateway {
         assert!(result.is_ok(), "waited in vain for {what}; it is {last}");
     }
 
+    /// Has one shard stand still. Its sockets, its mailbox and the other threads go on without it.
+    pub(crate) fn freeze(&self, shard: usize) -> Frozen<'_> {
+        Frozen::thread(self, self.process.id(), &format!("shard-{shard}"))
+    }
+
+    /// Memory that is its own: neither code nor pages of files, and none of the kernel's, such as what
+    /// sockets hold.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let path = format!("/proc/{}/status", self.process.id());
+        let status = fs::read_to_string(path).expect("the gateway runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB")).expect(&status);
+        kibibytes.parse::<usize>().expect("a number") * 1_024
+    }
+
     /// Everything it has logged.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.join("log")).expect("the log is there from the start")
@@ -164,6 +207,25 @@ impl Gateway {
         let process = &mut self.process;
         until("the end of the gateway", async || process.try_wait().expect("it is our child")).await
     }
+}
+
+/// The first channel `{prefix}-{number}` whose home is shard `home` of `shards`.
+pub(crate) fn channel_with_home(prefix: &str, home: usize, shards: u16) -> String {
+    let (mut seats, _) = memory::connect(shards, Bounds { entries: 1, bytes: 1 });
+    let broker = MemoryBroker::new(seats.remove(0), Arc::default());
+    let is_at_home = |name: &String| {
+        let name = ChannelName::new(name).expect("a short name");
+        broker.home(&name) == ShardId::new(home as u16)
+    };
+    let mut names = (0..).map(|number| format!("{prefix}-{number}"));
+    names.find(is_at_home).expect("a hash that spreads")
+}
+
+/// The shard that serves a connection with this id: the lower twelve bits of the third group of the
+/// UUID.
+pub(crate) fn shard_of(id: &str) -> usize {
+    let group = id.split('-').nth(2).expect("a UUID has five groups");
+    usize::from_str_radix(&group[1..], 16).expect("a UUID has hexadecimal digits")
 }
 
 impl Drop for Gateway {

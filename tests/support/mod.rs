@@ -2,9 +2,11 @@
 //!
 //! - [`gateway`]: one running gateway, its admin port, its log and its end.
 //! - [`admin`]: requests to the admin port.
+//! - [`freeze`]: one of its threads standing still.
 //! - [`metrics`]: a scrape, parsed as strictly as the format allows.
 //! - [`client`]: a WebSocket client that is not our own code.
 //! - [`raw`]: a TCP client that writes the bytes it is given, and reads what comes.
+//! - [`sequence`]: messages that tell their publisher and number.
 //!
 //! Nothing here sleeps until something has surely happened: a test looks at the thing itself, with
 //! [`until`], or waits for it, with [`within`], and fails after [`PATIENCE`].
@@ -13,10 +15,11 @@
 
 pub(crate) mod admin;
 pub(crate) mod client;
+pub(crate) mod freeze;
 pub(crate) mod gateway;
-
 pub(crate) mod metrics;
 pub(crate) mod raw;
+pub(crate) mod sequence;
 
 use std::time::{Duration, Instant};
 

@@ -119,17 +119,28 @@ impl RawClient {
         Self::new(socket.connect(address).await.expect("the gateway listens"))
     }
 
+    /// A client for which the kernel keeps little on the gateway's side too: that has room for a few
+    /// small segments instead of the MiB of large ones that it has over loopback otherwise.
+    pub(crate) async fn connect_with_little_room(address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().expect("there are descriptors left");
+        socket.set_recv_buffer_size(8_192).expect("any size is taken");
+        SockRef::from(&socket).set_tcp_mss(1_400).expect("TCP has this option");
+        Self::new(socket.connect(address).await.expect("the gateway listens"))
+    }
+
     fn new(socket: TcpStream) -> Self {
         socket.set_nodelay(true).expect("TCP has this option");
         let (socket, writer) = socket.into_split();
         Self { writer, reader: FrameReader { socket, buffer: Vec::new(), at: 0 } }
     }
 
-    /// Sends an opening handshake and demands a 101.
-    pub(crate) async fn upgrade(&mut self, path: &str) {
+    /// Sends an opening handshake and demands a 101. Returns what the gateway calls the connection.
+    pub(crate) async fn upgrade(&mut self, path: &str) -> String {
         self.send(&request(path)).await;
         let head = self.read_head().await;
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        let id = head.lines().find_map(|line| line.strip_prefix("x-connection-id: "));
+        id.expect(&head).to_owned()
     }
 
     /// Sends these bytes.
@@ -227,6 +238,12 @@ impl FrameReader {
     pub(crate) async fn read_rest(&mut self) -> Vec<u8> {
         while self.read_more().await > 0 {}
         self.buffer.split_off(self.at)
+    }
+
+    /// Reads once, looks at nothing, and returns how many bytes came; 0 at the end.
+    pub(crate) async fn discard(&mut self) -> usize {
+        self.at = self.buffer.len();
+        self.read_more().await
     }
 
     fn decode(&mut self) -> Option<Frame> {

@@ -20,6 +20,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use self::process::{Directory, Process};
+pub use crate::target::Dialect;
 
 /// How long a server may take until it listens.
 const START: Duration = Duration::from_secs(10);
@@ -49,18 +50,6 @@ pub enum Peer {
     /// nginx with the module nchan.
     Nchan,
     /// The NATS server with its own protocol over WebSocket.
-    Nats,
-}
-
-/// How a client speaks to a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Dialect {
-    /// RFC 6455.
-    WebSocket,
-    /// The frames of clients come from the server as they were sent: masked. No Close and no Ping.
-    MaskedFrames,
-    /// NATS' protocol in binary frames. A subject is a path of [`Running`] without its first slash,
-    /// with dots for the others.
     Nats,
 }
 

@@ -46,7 +46,8 @@ impl Shards {
 
     /// What a shard does at the end of a turn in which a connection has published `text`.
     fn publish(&mut self, shard: usize, channel: &ChannelName, text: &str) {
-        let handed = self.brokers[shard].publish(channel, batch(text));
+        let home = self.brokers[shard].home(channel);
+        let handed = self.brokers[shard].publish(channel, home, Arc::new(batch(text)));
         self.hear(shard, handed);
     }
 
@@ -62,10 +63,8 @@ impl Shards {
             Poll::Ready(Inbound::Room) => self.rooms[shard] += 1,
             Poll::Ready(Inbound::Delivery(_, batch)) => self.hear(shard, Some(batch)),
             Poll::Ready(Inbound::Publication(channel, publication)) => {
-                // As a shard does, by way of its turn.
-                let mut turn = crate::pubsub::BatchBuilder::new(publication.received_at());
-                turn.push_batch(&publication);
-                let handed = self.brokers[shard].publish(&channel, turn.finish());
+                let home = self.brokers[shard].home(&channel);
+                let handed = self.brokers[shard].publish(&channel, home, publication);
                 self.hear(shard, handed);
             }
         }
