@@ -41,11 +41,18 @@ struct Ready {
 
 /// One batch for one of those that hear several channels. Sorted, the batches of one subscriber stand
 /// together, in the order in which their channels became active.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy)]
 struct Gathered {
     slot: u32,
     /// Index into [`Pass::ready`].
     batch: u32,
+}
+
+impl Gathered {
+    /// One number, since two fields take several times as long to compare.
+    fn place(&self) -> u64 {
+        u64::from(self.slot) << 32 | u64::from(self.batch)
+    }
 }
 
 /// Flushes each turn in which something was published.
@@ -131,7 +138,9 @@ impl Shard {
         table: &Table,
         tally: &Tally,
     ) {
-        gathered.sort_unstable();
+        // A stable sort, since it makes use of what is in order already: slots mostly grow along a
+        // channel's list.
+        gathered.sort_by_key(Gathered::place);
         let mut slices = Vec::new();
         for group in gathered.chunk_by(|one, next| one.slot == next.slot) {
             if let Some(client) = table.client_in(group[0].slot) {

@@ -167,6 +167,34 @@ fn publication_after_a_subscription_reaches_it_wherever_it_is_published() {
 }
 
 #[test]
+fn publication_is_one_and_the_same_in_every_mailbox_that_it_goes_through() {
+    run(async || {
+        let shards = Shards::new(3, ROOMY);
+        let channel = shards.channel(0);
+        for shard in [0, 1, 2] {
+            shards.subscribe(shard, &channel).await;
+        }
+        let published = Arc::new(batch("by the API"));
+        shards.publisher.publish(channel.clone(), Arc::clone(&published)).unwrap();
+        let cx = &mut Context::from_waker(Waker::noop());
+        let Poll::Ready(Inbound::Publication(_, at_home)) = shards.brokers[0].poll_inbound(cx)
+        else {
+            panic!("its home decides its order");
+        };
+        let home = ShardId::new(0);
+        let mut handed = vec![shards.brokers[0].publish(&channel, home, at_home).unwrap()];
+        for shard in [1, 2] {
+            match shards.brokers[shard].poll_inbound(cx) {
+                Poll::Ready(Inbound::Delivery(_, batch)) => handed.push(batch),
+                other => panic!("shard {shard} has a subscriber, but got {other:?}"),
+            }
+        }
+        assert!(handed.iter().all(|batch| Arc::ptr_eq(batch, &published)));
+        assert_eq!(Arc::strong_count(&published), 1 + handed.len(), "nobody else has it");
+    });
+}
+
+#[test]
 fn shard_without_a_subscriber_hears_nothing() {
     run(async || {
         let mut shards = Shards::new(3, ROOMY);
