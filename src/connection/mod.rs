@@ -115,6 +115,12 @@ impl Connection {
         }
     }
 
+    /// Neither side has begun to close, and nothing waits to be written before something new.
+    #[inline]
+    pub fn is_writable_at_once(&self) -> bool {
+        self.is_open() && self.outbound.is_empty()
+    }
+
     /// Neither side has begun to close.
     #[inline]
     pub fn is_open(&self) -> bool {

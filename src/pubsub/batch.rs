@@ -106,6 +106,12 @@ impl Batch {
         self.received_at
     }
 
+    /// Whether somebody who published some of it does not want that back.
+    #[inline]
+    pub fn excludes_some(&self) -> bool {
+        !self.excluded.is_empty()
+    }
+
     /// Whether some of it was published by `subscriber`, which does not want that back.
     #[inline]
     pub fn excludes(&self, subscriber: ConnectionId) -> bool {

@@ -1,7 +1,9 @@
 //! One open connection: its socket beside its protocol state.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::io::{self, IoSlice};
+use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::task::Waker;
 use std::time::Instant;
 
@@ -46,7 +48,10 @@ pub(crate) struct Client {
     /// Given back when the connection ends.
     pub(crate) subscriptions: Cell<Subscriptions>,
     pub(crate) socket: RefCell<TcpStream>,
-    pub(crate) connection: RefCell<Connection>,
+    /// Borrowed by [`Client::hold`] alone, so that the table always knows what it is worth.
+    connection: RefCell<Connection>,
+    /// The table says that the socket may be written to without another look.
+    is_direct: Cell<bool>,
     /// Wakes the driver.
     pub(crate) waker: RefCell<Option<Waker>>,
     /// The tick of its one entry in the wheel that counts; 0 for none.
@@ -108,11 +113,38 @@ impl Client {
             subscriptions: Cell::new(subscriptions),
             socket: RefCell::new(socket),
             connection: RefCell::new(Connection::new(now)),
+            is_direct: Cell::new(false),
             waker: RefCell::new(None),
             timer_tick: Cell::new(0),
             is_paused: Cell::new(false),
             is_shut: Cell::new(false),
         }
+    }
+
+    /// The connection's state, to be looked at or changed.
+    ///
+    /// # Panics
+    ///
+    /// Somebody holds it already.
+    #[inline]
+    pub(crate) fn hold<'a>(&'a self, shard: &'a Shard) -> Held<'a> {
+        Held { connection: self.connection.borrow_mut(), client: self, shard }
+    }
+
+    /// The same, unless somebody holds it already: where a panic has come from under them.
+    pub(crate) fn try_hold<'a>(&'a self, shard: &'a Shard) -> Option<Held<'a>> {
+        let connection = self.connection.try_borrow_mut().ok()?;
+        Some(Held { connection, client: self, shard })
+    }
+
+    /// Whether what the table says of it holds.
+    pub(crate) fn is_writable_at_once(&self) -> bool {
+        self.connection.try_borrow().is_ok_and(|connection| connection.is_writable_at_once())
+    }
+
+    /// Of the socket.
+    pub(crate) fn descriptor(&self) -> RawFd {
+        self.socket.borrow().as_raw_fd()
     }
 
     /// Lets the driver look at the connection again.
@@ -214,8 +246,7 @@ impl Client {
 
     #[inline(never)]
     fn write_slices(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        let control = &mut SendAncillaryBuffer::default();
-        self.try_write(|socket| sendmsg(socket, slices, control, SEND_FLAGS))
+        self.try_write(|socket| send_slices(socket, slices))
     }
 
     /// Writes past tokio: its look at the socket's readiness touches one more cache line, and libc's
@@ -261,27 +292,18 @@ impl Client {
     }
 
     /// Hands `offer` to this subscriber: into the socket where it takes all of it, else into the
-    /// outbound queue, by the slow-consumer policy.
-    #[inline]
-    pub(crate) fn deliver(&self, offer: &Offer<'_>, tally: &Tally, shard: &Shard) {
-        let mut connection = self.connection.borrow_mut();
-        let is_ready = connection.is_open() && connection.outbound.is_empty();
-        if !is_ready || offer.batch.excludes(self.id) {
+    /// outbound queue, by the slow-consumer policy. `written` is how many bytes of it the socket has
+    /// taken already.
+    #[inline(never)]
+    pub(crate) fn deliver(&self, offer: &Offer<'_>, written: usize, tally: &Tally, shard: &Shard) {
+        let mut connection = self.hold(shard);
+        if written == 0 {
             let batches = std::iter::once(offer.batch);
             return self.deliver_carefully(&mut connection, batches, tally, shard);
         }
-        let written = match &*offer.slices {
-            [] => self.write(offer.first),
-            slices => self.write_vectored(slices, tally),
-        };
-        match written {
-            Ok(bytes) if bytes == offer.batch.bytes() => tally.count_whole(),
-            written => {
-                tally.count_write();
-                let (segments, count) = (offer.batch.segments().iter(), offer.batch.count());
-                self.hand_over(&mut connection, segments, count, Some(written), shard);
-            }
-        }
+        tally.count_write();
+        let (segments, count) = (offer.batch.segments().iter(), offer.batch.count());
+        self.hand_over(&mut connection, segments, count, Some(Ok(written)), shard);
     }
 
     /// Hands several batches to this subscriber in one write, in this order. `slices` is room that is
@@ -293,7 +315,7 @@ impl Client {
         tally: &Tally,
         shard: &Shard,
     ) {
-        let mut connection = self.connection.borrow_mut();
+        let mut connection = self.hold(shard);
         let (mut count, mut bytes) = (Count::default(), 0);
         let mut gets_all = connection.is_open() && connection.outbound.is_empty();
         if gets_all {
@@ -433,7 +455,7 @@ impl Client {
 
     /// Starts the closing handshake from outside the driver.
     pub(crate) fn close(&self, code: CloseCode, reason: &str, shard: &Shard) {
-        let mut connection = self.connection.borrow_mut();
+        let mut connection = self.hold(shard);
         if connection.ended().is_some() {
             return;
         }
@@ -467,6 +489,41 @@ fn try_write_again(
     }
 }
 
+/// The state of a connection while somebody works with it. When they are done, the table learns whether
+/// the socket may be written to without another look.
+pub(crate) struct Held<'a> {
+    connection: RefMut<'a, Connection>,
+    client: &'a Client,
+    shard: &'a Shard,
+}
+
+impl Deref for Held<'_> {
+    type Target = Connection;
+
+    #[inline]
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Held<'_> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+}
+
+impl Drop for Held<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        let is_direct = self.client.channel.is_some() && self.connection.is_writable_at_once();
+        if self.client.is_direct.get() != is_direct {
+            self.client.is_direct.set(is_direct);
+            self.shard.table.borrow().set_direct(self.client, is_direct);
+        }
+    }
+}
+
 /// A batch, ready to be offered to one subscriber after the other.
 pub(crate) struct Offer<'a> {
     batch: &'a Batch,
@@ -474,6 +531,8 @@ pub(crate) struct Offer<'a> {
     first: &'a [u8],
     /// All its segments where it has more than one, else none.
     slices: Vec<IoSlice<'a>>,
+    /// Every subscriber gets all of it, in one call.
+    is_for_all: bool,
 }
 
 impl<'a> Offer<'a> {
@@ -486,8 +545,35 @@ impl<'a> Offer<'a> {
                 (&several[0][..], slices)
             }
         };
-        Self { batch, first, slices }
+        let is_for_all = slices.len() <= MAX_SLICES && !batch.excludes_some();
+        Self { batch, first, slices, is_for_all }
     }
+
+    /// Of all of it.
+    #[inline]
+    pub(crate) fn bytes(&self) -> usize {
+        self.batch.bytes()
+    }
+
+    /// Whether it may be written to a socket without a look at the connection.
+    #[inline]
+    pub(crate) fn is_for_all(&self) -> bool {
+        self.is_for_all
+    }
+
+    /// Writes it to a socket before which nothing waits. Returns how many bytes that took.
+    #[inline]
+    pub(crate) fn write(&self, socket: BorrowedFd<'_>) -> Result<usize, Errno> {
+        match &*self.slices {
+            [] => send(socket, self.first, SEND_FLAGS),
+            slices => send_slices(socket, slices),
+        }
+    }
+}
+
+#[inline(never)]
+fn send_slices(socket: impl AsFd, slices: &[IoSlice<'_>]) -> Result<usize, Errno> {
+    sendmsg(socket, slices, &mut SendAncillaryBuffer::default(), SEND_FLAGS)
 }
 
 /// What is counted while one batch is delivered.
@@ -506,7 +592,7 @@ impl Tally {
     }
 
     #[inline]
-    fn count_whole(&self) {
+    pub(crate) fn count_whole(&self) {
         self.whole.set(self.whole.get() + 1);
     }
 

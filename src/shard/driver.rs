@@ -52,7 +52,7 @@ impl Driver {
             client.waker.replace(Some(cx.waker().clone()));
         }
         loop {
-            let mut connection = client.connection.borrow_mut();
+            let mut connection = client.hold(shard);
             poll_write(client, &mut connection, shard, cx);
             if connection.ended().is_some() {
                 return Poll::Ready(());
@@ -77,7 +77,7 @@ impl Driver {
 
     /// What the last read led to is written before the others' turn.
     fn write_before_waiting(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut connection = self.client.connection.borrow_mut();
+        let mut connection = self.client.hold(&self.shard);
         poll_write(&self.client, &mut connection, &self.shard, cx);
         if connection.ended().is_some() { Poll::Ready(()) } else { Poll::Pending }
     }
@@ -86,7 +86,7 @@ impl Driver {
     fn handle_panic(&self, panic: &(dyn Any + Send)) -> Poll<()> {
         let id = self.client.id.to_uuid(self.shard.gateway);
         report_panic(&id, panic, &self.shard);
-        let Ok(mut connection) = self.client.connection.try_borrow_mut() else {
+        let Some(mut connection) = self.client.try_hold(&self.shard) else {
             return Poll::Ready(());
         };
         if !connection.is_open() {

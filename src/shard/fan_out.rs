@@ -14,7 +14,7 @@ use crate::broker::Broker;
 use crate::hub::{ChannelKey, Hears, Hub};
 use crate::pubsub::Batch;
 use crate::shard::Shard;
-use crate::shard::client::{Client, Offer, Tally};
+use crate::shard::client::{Offer, Tally};
 use crate::shard::table::Table;
 use crate::shard::turn::{Collected, Task};
 
@@ -107,11 +107,11 @@ impl Shard {
         for (index, Ready { channel, batch }) in ready.iter().enumerate() {
             let offer = Offer::new(batch);
             let alone = hub.subscribers(*channel, Hears::One);
-            self.deliver_to_each(alone, table, |client| client.deliver(&offer, &tally, self));
+            self.deliver_to_each(alone, table, &offer, &tally);
             let several = hub.subscribers(*channel, Hears::Several);
             if ready.len() == 1 {
                 // Nothing to be gathered.
-                self.deliver_to_each(several, table, |client| client.deliver(&offer, &tally, self));
+                self.deliver_to_each(several, table, &offer, &tally);
             } else {
                 let batch = index as u32;
                 gathered.extend(several.map(|slot| Gathered { slot, batch }));
@@ -150,24 +150,39 @@ impl Shard {
         }
     }
 
-    /// Has `deliver` called with the client in each of `slots`. A panic ends that client's connection,
-    /// and the others get theirs.
+    /// Hands `offer` to the client in each of `slots`. A panic ends that client's connection, and the
+    /// others get theirs.
     #[inline]
     fn deliver_to_each(
         &self,
         mut slots: impl Iterator<Item = u32>,
         table: &Table,
-        deliver: impl Fn(&Client),
+        offer: &Offer<'_>,
+        tally: &Tally,
     ) {
         let mut current = None;
         // Caught around the loop, not in it: a closure for each of them would cost more than what
         // the loop does beside the system call.
         while let Err(panic) = catch_unwind(AssertUnwindSafe(|| {
             for slot in slots.by_ref() {
+                let mut written = 0;
+                if offer.is_for_all()
+                    && let Some(socket) = table.direct(slot)
+                {
+                    debug_assert!(
+                        table.client_in(slot).is_some_and(|one| one.is_writable_at_once())
+                    );
+                    // A socket that is full or has failed says so once more when it is looked at.
+                    written = offer.write(socket).unwrap_or(0);
+                    if written == offer.bytes() {
+                        tally.count_whole();
+                        continue;
+                    }
+                }
                 // A subscriber whose handshake ends in this very moment has nothing before this.
                 if let Some(client) = table.client_in(slot) {
                     current = Some(client);
-                    deliver(client);
+                    client.deliver(offer, written, tally, self);
                 }
             }
         })) {

@@ -300,7 +300,7 @@ fn open(shard: &Rc<Shard>, opening: Opening) {
     let driver = Driver::new(Rc::clone(&client), Rc::clone(shard));
     debug!(connection = %id.to_uuid(shard.gateway), endpoint = ?target.endpoint, "connection opened");
     shard.guard(&client, || {
-        let mut connection = client.connection.borrow_mut();
+        let mut connection = client.hold(shard);
         if target.hello {
             shard.counters.messages_sent[TEXT].increment();
             client.send(&mut connection, &raw::hello(&id.to_uuid(shard.gateway)), shard);

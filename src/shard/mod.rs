@@ -376,7 +376,7 @@ impl Shard {
 
     fn handle_timeout(&self, client: &Client, now: Instant) {
         client.timer_tick.set(0);
-        let mut connection = client.connection.borrow_mut();
+        let mut connection = client.hold(self);
         let was_waiting = !connection.outbound.is_empty();
         connection.handle_timeout(now, &self.ping, &self.timing);
         if !was_waiting {
@@ -399,7 +399,7 @@ impl Shard {
     #[cold]
     fn handle_panic(&self, client: &Client, panic: &(dyn Any + Send)) {
         report_panic(&client.id.to_uuid(self.gateway), panic, self);
-        if let Ok(mut connection) = client.connection.try_borrow_mut() {
+        if let Some(mut connection) = client.try_hold(self) {
             let (now, code) = (self.now(), CloseCode::INTERNAL_ERROR);
             connection.fail(now, code, "internal error", &self.timing);
             self.arm(client, &connection);
@@ -410,7 +410,7 @@ impl Shard {
     /// Takes note that the connection of `client` is over.
     fn handle_end(&self, client: &Client) {
         let ending = client.ending();
-        if let Ok(mut connection) = client.connection.try_borrow_mut() {
+        if let Some(mut connection) = client.try_hold(self) {
             let waiting = connection.outbound.bytes();
             self.counters.outbound_queue_bytes.moved(waiting, 0);
             connection.handle_disconnect();

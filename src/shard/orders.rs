@@ -195,14 +195,14 @@ impl Shard {
         };
         let batch = Batch::single(frame, self.now());
         let tally = Tally::default();
-        self.guard(&client, || client.deliver(&Offer::new(&batch), &tally, self));
+        self.guard(&client, || client.deliver(&Offer::new(&batch), 0, &tally, self));
         tally.count_for(&batch, self);
         true
     }
 
     fn open_client(&self, id: ConnectionId) -> Option<Rc<Client>> {
         let client = self.table.borrow().client(id).cloned()?;
-        let is_open = client.connection.borrow().is_open();
+        let is_open = client.hold(self).is_open();
         is_open.then_some(client)
     }
 }

@@ -1,5 +1,12 @@
 //! The connections of one shard by slot. A slot is used again, with a new generation.
+//!
+//! A slot also says whether its connection can be written to at once, and where: the fan-out goes over
+//! slots, which lie side by side, and touches a connection only when something is special about it.
+//! A connection is several cache lines that the kernel's work for the one before has pushed out.
+#![expect(unsafe_code, reason = "a descriptor without the socket that owns it, argued below")]
 
+use std::cell::Cell;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::rc::Rc;
 
 use crate::pubsub::{ConnectionId, ShardId};
@@ -15,11 +22,16 @@ pub(crate) enum Occupant {
     Client(Rc<Client>),
 }
 
-#[derive(Default)]
 struct Slot {
     generation: u32,
+    /// The socket of the client in this slot while it is open and nothing waits in its queue, else
+    /// [`NOWHERE`]. It takes the room that would be left free behind the generation.
+    direct: Cell<RawFd>,
     occupant: Option<Occupant>,
 }
+
+/// No socket.
+const NOWHERE: RawFd = -1;
 
 /// All occupants of one shard.
 pub(crate) struct Table {
@@ -42,7 +54,7 @@ impl Table {
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None if self.slots.len() < ConnectionId::MAX_SLOTS as usize => {
-                self.slots.push(Slot::default());
+                self.slots.push(Slot { generation: 0, direct: Cell::new(NOWHERE), occupant: None });
                 (self.slots.len() - 1) as u32
             }
             None => return None,
@@ -65,6 +77,7 @@ impl Table {
     pub(crate) fn remove(&mut self, id: ConnectionId) {
         let slot = &mut self.slots[id.slot as usize];
         debug_assert_eq!(slot.generation, id.generation, "a connection is removed once");
+        slot.direct.set(NOWHERE);
         slot.occupant = None;
         slot.generation = slot.generation.wrapping_add(1);
         self.free.push(id.slot);
@@ -90,6 +103,29 @@ impl Table {
         match &self.slots[slot as usize].occupant {
             Some(Occupant::Client(client)) => Some(client),
             Some(Occupant::Handshake(_)) | None => None,
+        }
+    }
+
+    /// The socket of the connection in `slot`, if it may be written to without another look.
+    #[inline]
+    pub(crate) fn direct(&self, slot: u32) -> Option<BorrowedFd<'_>> {
+        let direct = self.slots[slot as usize].direct.get();
+        // SAFETY: it is the descriptor of the socket that the client in this slot owns, as
+        // `set_direct` took it from there. The slot holds the client until `remove`, which makes
+        // this `NOWHERE` and needs the table that is borrowed here; a client never lets go of its
+        // socket. `NOWHERE` is not borrowed.
+        (direct != NOWHERE).then(|| unsafe { BorrowedFd::borrow_raw(direct) })
+    }
+
+    /// Takes note whether the connection of `client` may be written to without another look.
+    pub(crate) fn set_direct(&self, client: &Client, is_direct: bool) {
+        let ConnectionId { slot, generation, .. } = client.id;
+        // One that has left its slot has nothing there to be noted.
+        if let Some(Occupant::Client(occupant)) = self.occupant(slot, generation)
+            && std::ptr::eq(&raw const **occupant, client)
+        {
+            let direct = if is_direct { client.descriptor() } else { NOWHERE };
+            self.slots[slot as usize].direct.set(direct);
         }
     }
 

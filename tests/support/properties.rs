@@ -10,6 +10,7 @@
 #![allow(dead_code, reason = "each fuzz target is a crate of its own and uses a part of this")]
 
 use wsgate::protocol::target::{Endpoint, Target};
+use wsgate::pubsub::ChannelName;
 use wsgate::wire::decoder::{Decoder, Event, MAX_KEPT_BYTES, ServerFrame};
 use wsgate::wire::frame::{self, MAX_HEADER_BYTES, MessageKind};
 use wsgate::wire::header::{Opcode, ProtocolError};
@@ -175,9 +176,13 @@ fn spell(target: &Target) -> (String, String) {
     match &target.endpoint {
         Endpoint::Echo => ("/echo".to_owned(), format!("hello={hello}")),
         Endpoint::Channel { name, own } => {
-            let encoded: String =
-                name.as_str().bytes().map(|byte| format!("%{byte:02x}")).collect();
-            (format!("/channels/{encoded}"), format!("hello={hello}&own={own}"))
+            let also: String =
+                target.also.iter().map(|name| format!("&also={}", encoded(name))).collect();
+            (format!("/channels/{}", encoded(name)), format!("hello={hello}&own={own}{also}"))
         }
     }
+}
+
+fn encoded(name: &ChannelName) -> String {
+    name.as_str().bytes().map(|byte| format!("%{byte:02x}")).collect()
 }

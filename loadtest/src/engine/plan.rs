@@ -93,6 +93,8 @@ pub(crate) struct Plan {
     /// Handshakes that each thread has under way at most.
     pub(crate) max_dialing: usize,
     pub(crate) connect_timeout: Duration,
+    /// The threads never sleep.
+    pub(crate) is_busy: bool,
     /// A client whose connection fails while it is opened tries again.
     pub(crate) retries: bool,
 }

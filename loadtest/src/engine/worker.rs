@@ -169,7 +169,10 @@ impl Worker {
 
             let next = [Some(next_sample), dialer.next(self.cx.dialing), schedule.next()];
             let next = next.into_iter().flatten().min().unwrap_or(next_sample);
-            let wait = next.saturating_sub(self.cx.control.now());
+            let wait = match self.plan.is_busy {
+                true => 0,
+                false => next.saturating_sub(self.cx.control.now()),
+            };
             let timeout = Timespec {
                 tv_sec: (wait / 1_000_000_000) as i64,
                 tv_nsec: (wait % 1_000_000_000) as i64,

@@ -46,6 +46,9 @@ pub(crate) struct Course {
     /// How long a handshake may take
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     pub(crate) connect_timeout: Duration,
+    /// Clients never sleep: each thread takes a whole core, and no server is charged with waking it
+    #[arg(long)]
+    pub(crate) busy: bool,
     /// No progress line
     #[arg(long)]
     pub(crate) quiet: bool,
@@ -58,6 +61,9 @@ impl Course {
             parameter("warmup", humantime::format_duration(self.warmup)),
             parameter("threads", self.threads),
         ];
+        if self.busy {
+            parameters.push(parameter("busy", true));
+        }
         if let Some(rate) = self.connect_rate {
             parameters.push(parameter("connect-rate", rate));
         }

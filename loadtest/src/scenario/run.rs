@@ -76,6 +76,7 @@ impl Run {
             connect_rate: course.connect_rate,
             max_dialing: course.max_dialing.get().div_ceil(course.threads.get()),
             connect_timeout: course.connect_timeout,
+            is_busy: course.busy,
             retries: false,
         }
     }

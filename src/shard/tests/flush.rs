@@ -272,8 +272,10 @@ fn panic_in_writing_to_one_subscriber_keeps_nothing_from_the_others() {
             let frame = text("x", 9);
             still.publish("a", frame.clone());
             still.publish("b", frame.clone());
-            // Whoever touches what is borrowed panics.
-            let held = peers[victim].client.connection.borrow_mut();
+            // Whoever touches what is held panics, and one that cannot be written to at once has to be.
+            let client = &peers[victim].client;
+            still.shard.table.borrow().set_direct(client, false);
+            let held = client.hold(&still.shard);
             still.shard.flush_turn();
             drop(held);
             for (index, peer) in peers.iter_mut().enumerate().filter(|(index, _)| *index != victim)
