@@ -488,8 +488,10 @@ impl Context {
             socket.bind(&SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), 0)).into())?;
         }
         if let Role::Stalled { .. } = connection.role {
-            // So that it is the server that holds what is not read.
+            // So that it is the server that holds what is not read: with small segments the kernels
+            // on both sides keep tens of kilobytes for it instead of megabytes.
             socket.set_recv_buffer_size(4_096)?;
+            socket.set_tcp_mss(536)?;
         }
         match socket.connect(&address.into()) {
             Err(error)
