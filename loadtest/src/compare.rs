@@ -30,7 +30,8 @@ use crate::target::Target;
 pub(crate) struct Compare {
     #[command(flatten)]
     turns: Turns,
-    /// A TOML file with [[comparison]] tables: kind is the scenario, the other keys are flags
+    /// A TOML file with [[comparison]] tables: kind is the scenario, the other keys are flags. Of the
+    /// flags under Turns only --gateway counts beside it
     #[arg(long, value_name = "FILE", required = true)]
     file: Option<PathBuf>,
     /// Of the file only what has this in its title; may be repeated

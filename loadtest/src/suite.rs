@@ -64,10 +64,19 @@ pub(crate) fn run(run: &Run) -> Result<(), Failure> {
         }
         scenarios.push(single);
     }
-    let reports: Result<Vec<Report>, Failure> = scenarios.iter().map(Single::run).collect();
-    let reports = reports?;
+    let (mut reports, mut failure): (Vec<Report>, Option<Failure>) = (Vec::new(), None);
+    for scenario in &scenarios {
+        match scenario.run() {
+            Ok(report) => reports.push(report),
+            Err(error) => {
+                failure = Some(error);
+                break;
+            }
+        }
+    }
+    // What is done is told, whatever came of the rest.
     run.output.write(&reports, &[])?;
-    cli::all_met(&reports)
+    failure.map_or_else(|| cli::all_met(&reports), Err)
 }
 
 /// What is wrong with a scenario, and with which.

@@ -40,7 +40,9 @@ pub struct Target {
 #[derive(Debug, Error)]
 pub enum UrlError {
     /// Not a URL that this harness understands.
-    #[error("the URL \"{0}\" is not of the form ws://HOST:PORT; TLS is not supported")]
+    #[error(
+        "the URL \"{0}\" is not of the form ws://HOST:PORT (paths have flags of their own, TLS is not supported)"
+    )]
     Form(String),
     /// The name has no address.
     #[error("the host of \"{url}\" cannot be found: {error}")]
@@ -90,19 +92,26 @@ pub(crate) fn channel_name(number: u32) -> String {
     format!("loadtest-{number}")
 }
 
-/// Host and address of a URL with `scheme`; what follows the authority is ignored.
+/// Host and address of a URL with `scheme` and without a path.
 pub(crate) fn authority(url: &str, scheme: &str) -> Result<(String, SocketAddr), UrlError> {
     let form = || UrlError::Form(url.to_owned());
     let rest = url.strip_prefix(scheme).ok_or_else(form)?;
-    let host = rest.split('/').next().unwrap_or_default().to_owned();
+    let host = rest.strip_suffix('/').unwrap_or(rest).to_owned();
+    // The paths have flags of their own; one that is not used would be measured as another.
+    if host.contains('/') || host.is_empty() {
+        return Err(form());
+    }
     if let Ok(address) = SocketAddr::from_str(&host) {
         return Ok((host, address));
     }
     let with_port = if host.contains(':') { host.clone() } else { format!("{host}:80") };
-    let mut addresses = with_port
+    let addresses = with_port
         .to_socket_addrs()
         .map_err(|error| UrlError::Resolve { url: url.to_owned(), error })?;
-    let address = addresses.next().ok_or_else(form)?;
+    let addresses: Vec<SocketAddr> = addresses.collect();
+    // Only there can clients take turns over source addresses.
+    let address = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
+    let address = *address.ok_or_else(form)?;
     Ok((host, address))
 }
 
@@ -112,12 +121,13 @@ mod tests {
 
     #[test]
     fn url_gives_host_and_address() {
-        let target = Target::new("ws://127.0.0.1:8080/ignored").unwrap();
+        let target = Target::new("ws://127.0.0.1:8080/").unwrap();
         assert_eq!(target.address, "127.0.0.1:8080".parse().unwrap());
         assert_eq!(target.url(), "ws://127.0.0.1:8080");
         assert_eq!(Target::new("ws://localhost:9000").unwrap().address.port(), 9000);
         assert!(matches!(Target::new("wss://localhost"), Err(UrlError::Form(_))));
         assert!(matches!(Target::new("localhost:80"), Err(UrlError::Form(_))));
+        assert!(matches!(Target::new("ws://localhost:80/echo"), Err(UrlError::Form(_))));
     }
 
     #[test]

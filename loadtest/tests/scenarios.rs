@@ -147,6 +147,7 @@ fn wrong_usage_ends_with_status_2_and_says_what_is_wrong() {
     for (words, named) in [
         ("echo --connections 0", "connections"),
         ("echo --url http://127.0.0.1:1", "ws://HOST:PORT"),
+        ("echo --url ws://127.0.0.1:1/echo", "ws://HOST:PORT"),
         ("echo --size many", "size"),
         ("echo --in-flight 2 --rate 5", "in-flight"),
         ("echo --server-pid 4294967295", "server-pid is 4294967295"),
@@ -169,10 +170,42 @@ fn nobody_to_talk_to_ends_with_status_1_and_says_so() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("ws://{}", listener.local_addr().unwrap());
     drop(listener);
-    let output = loadtest("echo --quiet --connections 3", &["--url", &url]);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("connection refused (3 times)"), "{said}");
+    for words in ["echo --quiet --connections 3", "churn --quiet --connections 3 --duration 100ms"]
+    {
+        let output = loadtest(words, &["--url", &url]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("connection refused ("), "{said}");
+    }
+}
+
+#[test]
+fn rate_that_cannot_be_sent_is_an_error_and_what_was_sent_is_read() {
+    let floor = Floor::start();
+    let words =
+        "echo --dialect masked-frames --connections 1 --rate 1e9 --warmup 10ms --duration 100ms";
+    let report = report(words, floor.address, 0);
+    assert!(report["errors"]["messages due and not sent"].as_u64().unwrap() > 1_000_000);
+    assert!(report["messages"]["received"].as_u64().unwrap() > 0);
+    assert_eq!(report["errors"].as_object().unwrap().len(), 1, "{}", report["errors"]);
+}
+
+#[test]
+fn scenarios_that_are_done_are_told_when_a_later_one_fails() {
+    let floor = Floor::start();
+    let file = temporary("suite.toml");
+    let text = format!(
+        "duration = \"50ms\"\nwarmup = \"10ms\"\nquiet = true\n\
+         [[scenario]]\nkind = \"echo\"\nurl = \"ws://{}\"\ndialect = \"masked-frames\"\n\
+         [[scenario]]\nkind = \"echo\"\nurl = \"ws://127.0.0.1:1\"\n",
+        floor.address
+    );
+    std::fs::write(&file, text).unwrap();
+    let output = loadtest("run", &[file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("no errors"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("connection refused"));
+    _ = std::fs::remove_file(file);
 }
 
 #[test]

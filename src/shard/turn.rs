@@ -153,6 +153,7 @@ impl Turn {
     ) {
         let place = self.publications.enter(channel, self.collected.len());
         if place == self.collected.len() {
+            self.forget_name(hub.name(channel));
             let task = Task::Publish { channel: hub.name(channel).clone(), home };
             let batch = Joined::Growing(BatchBuilder::new(now));
             self.collected.push(Collected { key: Some(channel), task, batch });
@@ -177,10 +178,24 @@ impl Turn {
         let new = self.collected.len();
         let key = hub.find(&channel);
         let place = match key {
-            Some(key) => self.publications.enter(key, new),
+            Some(key) => {
+                let place = self.publications.enter(key, new);
+                if place == new {
+                    self.forget_name(&channel);
+                }
+                place
+            }
             None => *self.publications_by_name.entry(channel.clone()).or_insert(new),
         };
         self.join(place, key, Task::Publish { channel, home: here }, batch);
+    }
+
+    /// A channel that has a place by its key has none by its name any more: if its subscribers leave
+    /// within the turn, what comes then must not join what came before them.
+    fn forget_name(&mut self, channel: &ChannelName) {
+        if !self.publications_by_name.is_empty() {
+            self.publications_by_name.remove(channel);
+        }
     }
 
     /// Adds a batch that another shard, its home, has sent for the subscribers of `channel` here.
@@ -322,6 +337,18 @@ mod tests {
             taken(&mut turn),
             expected([("old", 3), ("None", 20), ("new", 3), ("Some(0)", 3)])
         );
+    }
+
+    #[test]
+    fn subscriber_that_comes_and_goes_within_a_turn_does_not_change_the_order() {
+        let (mut hub, mut turn) = (Hub::default(), Turn::default());
+        turn.publish_batch(name("a"), here(), &hub, batch("1"));
+        let subscribed = subscribe(&mut hub, "a");
+        turn.publish_batch(name("a"), here(), &hub, batch("22"));
+        let (key, _) = hub.unsubscribe(subscribed.key).unwrap();
+        turn.forget(key);
+        turn.publish_batch(name("a"), here(), &hub, batch("333"));
+        assert_eq!(taken(&mut turn), expected([("a", 3), ("a", 4), ("a", 5)]));
     }
 
     #[test]

@@ -35,6 +35,10 @@ pub(crate) struct Connection {
     pub(crate) socket: Option<TcpStream>,
     /// When it was to be opened, in nanoseconds of the run.
     pub(crate) dial_due: u64,
+    /// When that began.
+    pub(crate) dial_began: u64,
+    /// When it may publish again after a refusal.
+    pub(crate) not_before: u64,
     /// The beginning of something that is not whole.
     pub(crate) kept: Vec<u8>,
     /// What the socket did not take.
@@ -107,6 +111,8 @@ impl Connection {
             state: State::Away,
             socket: None,
             dial_due: 0,
+            dial_began: 0,
+            not_before: 0,
             kept: Vec::new(),
             unsent: Vec::new(),
             wants_write: false,

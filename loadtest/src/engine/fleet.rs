@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::engine::plan::{Control, Phase, Plan};
+use crate::engine::plan::{Control, Phase, Plan, Role};
 use crate::engine::sample::{Counts, Last, Sample, Told, histogram};
 use crate::engine::worker::Worker;
 use crate::report::model::Moment;
@@ -24,6 +24,9 @@ const MOMENT: Duration = Duration::from_millis(500);
 
 /// Settling ends when nothing has arrived for so long.
 const QUIET: Duration = Duration::from_millis(400);
+
+/// The same, where a publication may wait as long as the second that a 503 asks for.
+const QUIET_BY_HTTP: Duration = Duration::from_millis(1_500);
 
 /// Settling ends after this at the latest.
 const MAX_SETTLING: Duration = Duration::from_secs(30);
@@ -89,6 +92,32 @@ pub(crate) struct Collected {
     pub(crate) memory_max: u64,
 }
 
+impl Collected {
+    fn new() -> Self {
+        Self {
+            connecting: Counted::new(),
+            baseline: Counted::new(),
+            measured: Counted::new(),
+            errors: BTreeMap::new(),
+            timeline: Vec::new(),
+            last: Last::default(),
+            memory_max: 0,
+        }
+    }
+}
+
+/// A run that ends early leaves no client behind.
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        self.control.enter(Phase::Ended);
+        self.wake();
+        for thread in self.threads.drain(..) {
+            // Whatever it died of, its run is over.
+            _ = thread.join();
+        }
+    }
+}
+
 impl Fleet {
     /// Starts the threads. Nobody connects yet.
     ///
@@ -125,15 +154,7 @@ impl Fleet {
             phase_began: now,
             phase_lasts: None,
             measuring_began: None,
-            collected: Collected {
-                connecting: Counted::new(),
-                baseline: Counted::new(),
-                measured: Counted::new(),
-                errors: BTreeMap::new(),
-                timeline: Vec::new(),
-                last: Last::default(),
-                memory_max: 0,
-            },
+            collected: Collected::new(),
             moment: Counted::new(),
             moment_began: now,
             moment_usage: server.map(ServerProcess::usage),
@@ -152,17 +173,14 @@ impl Fleet {
         self.wake();
     }
 
-    /// What has gone wrong until now, for a person.
-    pub(crate) fn errors_so_far(&mut self) -> io::Result<String> {
+    /// What has gone wrong until now, by kind.
+    pub(crate) fn errors_so_far(&mut self) -> io::Result<&BTreeMap<String, u64>> {
         // The threads tell every quarter of a second.
         let end = Instant::now() + Duration::from_millis(600);
         while Instant::now() < end {
             self.listen(Duration::from_millis(50))?;
         }
-        let errors = self.collected.errors.iter();
-        let errors: Vec<String> =
-            errors.map(|(kind, count)| format!("{kind} ({count} times)")).collect();
-        Ok(if errors.is_empty() { "no answer".to_owned() } else { errors.join(", ") })
+        Ok(&self.collected.errors)
     }
 
     /// How often something has gone wrong until now.
@@ -177,15 +195,23 @@ impl Fleet {
         let paced = self.plan.connect_rate.map_or(0.0, |rate| limit as f64 / rate);
         let patience = Duration::from_secs_f64(paced) + 2 * self.plan.connect_timeout;
         let goal = limit as u64;
-        self.until(patience, |control| {
-            let open = control.open.load(Ordering::Acquire);
-            open + control.failed.load(Ordering::Acquire) >= goal
-        })
+        let settled = |control: &Control| {
+            control.open.load(Ordering::Acquire) + control.failed.load(Ordering::Acquire)
+        };
+        // However many they are: as long as more come, more may come.
+        loop {
+            let before = settled(&self.control);
+            self.until(patience, |control| settled(control) >= goal)?;
+            let now = settled(&self.control);
+            if now >= goal || now == before {
+                return Ok(());
+            }
+        }
     }
 
-    /// Has everybody leave and come again at once. Returns how long it took until all were back.
-    pub(crate) fn storm(&mut self, patience: Duration) -> io::Result<Duration> {
-        let goal = self.control.open.load(Ordering::Acquire);
+    /// Has everybody leave and come again at once. Returns how long it took until `goal` connections were
+    /// open again, and whether they are.
+    pub(crate) fn storm(&mut self, goal: u64, patience: Duration) -> io::Result<(Duration, bool)> {
         let threads = self.threads.len() as u64;
         let left = self.control.left.load(Ordering::Acquire);
         let began = Instant::now();
@@ -195,7 +221,7 @@ impl Fleet {
             control.left.load(Ordering::Acquire) >= left + threads
                 && control.open.load(Ordering::Acquire) >= goal
         })?;
-        Ok(began.elapsed())
+        Ok((began.elapsed(), self.open() >= goal))
     }
 
     /// Enters `phase` and stays there for `duration`.
@@ -213,7 +239,9 @@ impl Fleet {
         self.enter(Phase::Settling, None);
         self.last_arrival = Instant::now();
         let end = Instant::now() + MAX_SETTLING;
-        while self.last_arrival.elapsed() < QUIET && Instant::now() < end {
+        let by_http = |role: &Role| matches!(role, Role::HttpPublisher { .. });
+        let quiet = if self.plan.roles.iter().any(by_http) { QUIET_BY_HTTP } else { QUIET };
+        while self.last_arrival.elapsed() < quiet && Instant::now() < end {
             self.listen(Duration::from_millis(50))?;
         }
         Ok(())
@@ -239,14 +267,13 @@ impl Fleet {
         for thread in self.threads.drain(..) {
             thread.join().map_err(|_| io::Error::other("bug: a thread of clients panicked"))?;
         }
-        self.progress.finish();
         let Last { lost, unanswered, .. } = self.collected.last;
         for (kind, count) in [("messages lost", lost), ("messages unanswered", unanswered)] {
             if count > 0 {
                 self.collected.errors.insert(kind.to_owned(), count);
             }
         }
-        Ok(self.collected)
+        Ok(std::mem::replace(&mut self.collected, Collected::new()))
     }
 
     pub(crate) fn enter(&mut self, phase: Phase, lasts: Option<Duration>) {

@@ -31,6 +31,9 @@ const RETRY_AFTER: u64 = 50_000_000;
 /// change when that one was due.
 const MAX_UNSENT_BYTES: usize = 4 << 20;
 
+/// Messages of an open loop that are sent before what has come meanwhile is read.
+const MAX_SENT_A_TURN: usize = 1_024;
+
 /// Clients take turns over so many loopback addresses, each of which has 28,000 ports.
 const SOURCE_ADDRESSES: usize = 32;
 
@@ -194,6 +197,14 @@ impl Worker {
         self.cx.tell();
         let before = self.cx.phase;
         (self.cx.phase, self.cx.phase_began) = self.cx.control.phase();
+        if before.is_loaded() && !self.cx.phase.is_loaded() {
+            self.send_what_was_due(schedule, self.cx.phase_began);
+            let unsent = schedule.stop(self.cx.phase_began);
+            if unsent > 0 {
+                *self.cx.errors.entry("messages due and not sent".to_owned()).or_default() +=
+                    unsent;
+            }
+        }
         if self.cx.phase.is_loaded() && !before.is_loaded() {
             schedule.start(self.cx.phase_began);
             if let Load::Closed { in_flight } = self.plan.load {
@@ -250,7 +261,9 @@ impl Worker {
         }
         let replies = std::mem::take(&mut self.cx.replies);
         if let Some(after) = self.cx.refused.take() {
-            dialer.publications.push(Reverse((self.cx.control.now() + after, slot)));
+            let not_before = self.cx.control.now() + after;
+            self.connections[slot].not_before = not_before;
+            dialer.publications.push(Reverse((not_before, slot)));
             return;
         }
         let connection = &self.connections[slot];
@@ -299,11 +312,17 @@ impl Worker {
             let sent = self.cx.publish_by_http(&mut self.connections[slot]);
             self.sent(slot, sent);
         }
-        if !self.cx.phase.is_loaded() {
-            schedule.stop();
-            return;
+        if self.cx.phase.is_loaded() {
+            self.send_what_was_due(schedule, self.cx.control.now());
         }
-        while let Some((due, slot)) = schedule.take(self.cx.control.now(), &self.connections) {
+    }
+
+    /// Sends what was due by `now`, as much as may be sent before something is read again.
+    fn send_what_was_due(&mut self, schedule: &mut Schedule, now: u64) {
+        for _ in 0..MAX_SENT_A_TURN {
+            let Some((due, slot)) = schedule.take(now, &self.connections) else {
+                return;
+            };
             let connection = &mut self.connections[slot];
             let sent = match connection.role {
                 Role::HttpPublisher { .. } => {
@@ -341,6 +360,7 @@ impl Worker {
         while let Some((slot, due)) = dialer.take(now, self.cx.dialing) {
             let connection = &mut self.connections[slot];
             connection.dial_due = due;
+            connection.dial_began = now;
             self.cx.dialing += 1;
             if let Err(error) = self.cx.begin_dial(connection, slot) {
                 connection.state = State::Dialing;
@@ -357,7 +377,7 @@ impl Worker {
                 connection.state,
                 State::Dialing | State::Handshake | State::Subscribing | State::Closing
             );
-            if is_opening && now.saturating_sub(connection.dial_due) > timeout {
+            if is_opening && now.saturating_sub(connection.dial_began) > timeout {
                 let what = match connection.state {
                     State::Dialing => "no connection within the connect timeout",
                     State::Closing => "no Close within the connect timeout",
@@ -592,7 +612,15 @@ impl Context {
                 let now = self.control.now();
                 self.send_messages(connection, 1, now).map(drop).map_err(Fault::Io)
             }
-            _ => Ok(()),
+            role => {
+                // Who comes when the load is under way begins with what the others began with.
+                if let Load::Closed { in_flight } = self.plan.load
+                    && role.sends()
+                {
+                    self.replies += in_flight;
+                }
+                Ok(())
+            }
         }
     }
 
@@ -701,7 +729,8 @@ impl Context {
         else {
             return Ok(false);
         };
-        if connection.messages_left > 0 || connection.state != State::Open {
+        let is_refused = self.control.now() < connection.not_before;
+        if connection.messages_left > 0 || is_refused || connection.state != State::Open {
             return Ok(false);
         }
         connection.messages_left = 1;
@@ -861,8 +890,10 @@ impl Schedule {
         }
     }
 
-    fn stop(&mut self) {
-        self.next_due = None;
+    /// Returns how many messages were due before `end` and are not sent.
+    fn stop(&mut self, end: u64) -> u64 {
+        let late = self.next_due.take().map(|due| end as f64 - due).filter(|late| *late >= 0.0);
+        late.map_or(0, |late| (late / self.interval) as u64 + 1)
     }
 
     fn next(&self) -> Option<u64> {

@@ -3,7 +3,7 @@
 use crate::engine::plan::{Phase, Role};
 use crate::report::model::{Parameter, Report};
 use crate::scenario::arguments::{Course, Place};
-use crate::scenario::run::{Run, RunError, finding};
+use crate::scenario::run::{Run, RunError, finding, told};
 use crate::scenario::{Scenario, parameter};
 
 /// Each client connects, has its echoes, closes by the closing handshake, and begins again; at
@@ -48,6 +48,10 @@ impl Scenario for Churn {
         run.count_memory_from_here();
         run.measure(Phase::Measuring, self.course.duration)?;
         let (mut report, collected) = run.report(self)?;
+        if report.connections.opened == 0 {
+            let (wanted, url) = (self.connections as usize, place.target.url());
+            return Err(RunError::NoConnection { wanted, url, errors: told(&report.errors) });
+        }
         let completed = collected.measured.counts.completed;
         let rate = completed as f64 / report.seconds;
         let text = format!("{completed}, {rate:.0} a second");

@@ -1,5 +1,6 @@
 //! The course that all scenarios share: connect, warm up, measure, settle, report.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use hdrhistogram::Histogram;
@@ -111,7 +112,7 @@ impl Run {
         if self.fleet.open() > 0 {
             return Ok(());
         }
-        let errors = self.fleet.errors_so_far()?;
+        let errors = told(self.fleet.errors_so_far()?);
         Err(RunError::NoConnection { wanted, url: self.url.clone(), errors })
     }
 
@@ -245,6 +246,13 @@ pub(crate) fn latency(histogram: &Histogram<u64>) -> Option<Latency> {
         max: histogram.max() as f64 / 1e3,
         curve: curve.collect(),
     })
+}
+
+/// Errors by kind, for a person.
+pub(crate) fn told(errors: &BTreeMap<String, u64>) -> String {
+    let errors: Vec<String> =
+        errors.iter().map(|(kind, count)| format!("{kind} ({count} times)")).collect();
+    if errors.is_empty() { "no answer".to_owned() } else { errors.join(", ") }
 }
 
 pub(crate) fn finding(label: &str, value: f64, unit: &'static str, text: String) -> Finding {
