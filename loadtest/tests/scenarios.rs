@@ -308,17 +308,21 @@ fn write_frame(stream: &mut TcpStream, payload: &[u8]) -> std::io::Result<()> {
 
 #[test]
 fn messages_that_had_to_wait_count_as_late_from_when_they_were_due() {
-    // It answers nothing for a while, once. A client that waits for its answers would send nothing
-    // meanwhile and see one late message; by the clock of the open loop, a hundred are late.
+    // Once, it answers nothing until 100 more have come, which takes half a second. A client that waits
+    // for its answers would send nothing meanwhile and see one late message; by the clock of the open
+    // loop, a hundred are late.
     let address = one_client(|mut stream| {
-        let mut count = 0;
+        let (mut count, mut withheld) = (0, Vec::new());
         while let Ok(payload) = read_frame(&mut stream) {
             count += 1;
-            if count == 100 {
-                std::thread::sleep(Duration::from_millis(500));
+            withheld.push(payload);
+            if (100..200).contains(&count) {
+                continue;
             }
-            if write_frame(&mut stream, &payload).is_err() {
-                return;
+            for payload in withheld.drain(..) {
+                if write_frame(&mut stream, &payload).is_err() {
+                    return;
+                }
             }
         }
     });

@@ -239,19 +239,22 @@ pub(super) fn failed(name: &str, reason: &str) -> Contestant {
 pub(super) const HOSTILE: &str =
     "</title><script>alert('x' + \"y\")</script> & | `*_[a](b) \u{1b}[31m";
 
-/// Looks are not to be tested by a program. This writes what a person should look at after a
-/// change: `LOADTEST_SAMPLES=folder cargo test -p loadtest samples -- --ignored`.
+/// Everything that is made of a result is whole. With `LOADTEST_SAMPLES=folder` it is written there
+/// too, since looks are for a person to judge: do so after a change.
 #[test]
-#[ignore = "writes files into the folder LOADTEST_SAMPLES, to be looked at"]
-fn samples_to_look_at() {
+fn everything_that_is_made_of_a_result_is_whole_and_has_no_value_that_is_none() {
     use super::model::Document;
     use super::{chart, html, markdown, table};
 
-    let folder = std::path::PathBuf::from(
-        std::env::var_os("LOADTEST_SAMPLES").expect("LOADTEST_SAMPLES is a folder"),
-    );
+    let folder = std::env::var_os("LOADTEST_SAMPLES").map(std::path::PathBuf::from);
     let write = |name: &str, text: String| {
-        std::fs::write(folder.join(name), text).expect("the folder can be written")
+        assert!(!text.is_empty() && !text.contains("NaN") && !text.contains("inf "), "{name}");
+        if name.ends_with(".svg") {
+            assert!(roxmltree::Document::parse(&text).is_ok(), "{name}");
+        }
+        if let Some(folder) = &folder {
+            std::fs::write(folder.join(name), text).expect("the folder can be written");
+        }
     };
     let (echo, comparison, machine) = (echo(), comparison(), machine());
     let passed = Report {
