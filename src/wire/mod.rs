@@ -11,6 +11,8 @@
 
 pub mod close;
 pub mod decoder;
+pub mod deflate;
+pub mod extensions;
 pub mod frame;
 pub mod handshake;
 pub mod header;
