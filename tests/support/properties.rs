@@ -11,7 +11,7 @@
 
 use wsgate::protocol::target::{Endpoint, Target};
 use wsgate::pubsub::ChannelName;
-use wsgate::wire::decoder::{Decoder, Event, MAX_KEPT_BYTES, ServerFrame};
+use wsgate::wire::decoder::{Decoder, Event, MAX_KEPT_BYTES, Rules, ServerFrame};
 use wsgate::wire::frame::{self, MAX_HEADER_BYTES, MessageKind};
 use wsgate::wire::header::{Opcode, ProtocolError};
 
@@ -81,7 +81,9 @@ fn decode_pieces<'a>(
         arrived_bytes += piece.len();
         let mut at = 0;
         loop {
-            let decoded = match decoder.decode(&mut buffer[at..], max_message_bytes) {
+            let decoded = match decoder
+                .decode(&mut buffer[at..], Rules { max_message_bytes, deflate: false })
+            {
                 Ok(decoded) => decoded,
                 Err(error) => return (said, Some(error)),
             };
@@ -131,6 +133,7 @@ fn understand(event: Event, input: &[u8], max_message_bytes: usize) -> Said {
             assert_eq!(input[pong.clone()], frame::encode(Opcode::Pong, payload), "a whole Pong");
             Said::Ping(payload.to_vec())
         }
+        Event::DeflatedMessage { .. } => panic!("deflated, and that was not negotiated"),
         Event::Pong => Said::Pong,
         Event::Close(code) => Said::Close(code.map(|code| code.as_u16())),
     }
