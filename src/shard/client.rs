@@ -405,7 +405,9 @@ impl Client {
             count += others;
             for segment in &segments {
                 frame::for_each(segment, |frame| {
-                    shard.append_referring(&mut frames, frame, takeover);
+                    shard.with_deflated(frame, &self.deflate, |frame| {
+                        frames.extend_from_slice(frame);
+                    });
                 });
             }
         }

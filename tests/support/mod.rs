@@ -6,6 +6,7 @@
 //! - [`metrics`]: a scrape, parsed as strictly as the format allows.
 //! - [`client`]: a WebSocket client that is not our own code.
 //! - [`raw`]: a TCP client that writes the bytes it is given, and reads what comes.
+//! - [`deflate`]: the same with permessage-deflate.
 //! - [`sequence`]: messages that tell their publisher and number.
 //!
 //! Nothing here sleeps until something has surely happened: a test looks at the thing itself, with
@@ -15,6 +16,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod client;
+pub(crate) mod deflate;
 pub(crate) mod freeze;
 pub(crate) mod gateway;
 pub(crate) mod metrics;

@@ -20,6 +20,9 @@ pub(crate) const PONG: u8 = 0xa;
 /// The bit of the first byte that says that a message ends with this frame.
 pub(crate) const FIN: u8 = 0x80;
 
+/// The bit of the first byte of a message that says that it is deflated (RFC 7692 section 6).
+pub(crate) const RSV1: u8 = 0x40;
+
 const MASKED: u8 = 0x80;
 const MASKING_KEY: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
@@ -68,9 +71,14 @@ pub(crate) fn close_payload(code: u16, reason: &str) -> Vec<u8> {
 
 /// An opening handshake.
 pub(crate) fn request(path: &str) -> Vec<u8> {
+    request_with(path, "")
+}
+
+/// An opening handshake with these headers more, each of them with its line end.
+pub(crate) fn request_with(path: &str, headers: &str) -> Vec<u8> {
     let text = format!(
         "GET {path} HTTP/1.1\r\nHost: gateway\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{headers}\r\n"
     );
     text.into_bytes()
 }
@@ -79,6 +87,8 @@ pub(crate) fn request(path: &str) -> Vec<u8> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
     pub(crate) opcode: u8,
+    /// RSV1 is set.
+    pub(crate) deflated: bool,
     pub(crate) payload: Vec<u8>,
     /// With its header.
     pub(crate) bytes: usize,
@@ -102,6 +112,8 @@ pub(crate) struct RawClient {
 /// The half of it that reads.
 pub(crate) struct FrameReader {
     socket: OwnedReadHalf,
+    /// permessage-deflate was negotiated.
+    pub(crate) deflate: bool,
     /// Read and not taken apart yet, from `at` on.
     buffer: Vec<u8>,
     at: usize,
@@ -131,7 +143,7 @@ impl RawClient {
     fn new(socket: TcpStream) -> Self {
         socket.set_nodelay(true).expect("TCP has this option");
         let (socket, writer) = socket.into_split();
-        Self { writer, reader: FrameReader { socket, buffer: Vec::new(), at: 0 } }
+        Self { writer, reader: FrameReader { socket, deflate: false, buffer: Vec::new(), at: 0 } }
     }
 
     /// Sends an opening handshake and demands a 101. Returns what the gateway calls the connection.
@@ -251,7 +263,9 @@ impl FrameReader {
         let [first, second, ..] = *unread else {
             return None;
         };
-        assert_eq!(first & 0xf0, FIN, "the gateway sends whole messages without extensions");
+        let deflated = first & RSV1 != 0;
+        assert_eq!(first & 0xf0 & !RSV1, FIN, "the gateway sends whole messages");
+        assert!(!deflated || self.deflate, "deflated, and that was not negotiated");
         let (header_bytes, payload_bytes) = match second {
             0..126 => (2, usize::from(second)),
             126 => (4, usize::from(u16::from_be_bytes(unread.get(2..4)?.try_into().ok()?))),
@@ -261,7 +275,7 @@ impl FrameReader {
         let bytes = header_bytes + payload_bytes;
         let payload = unread.get(header_bytes..bytes)?.to_vec();
         self.at += bytes;
-        Some(Frame { opcode: first & 0xf, payload, bytes })
+        Some(Frame { opcode: first & 0xf, deflated, payload, bytes })
     }
 
     /// Reads once and returns how many bytes came; 0 at the end.
