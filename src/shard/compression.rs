@@ -240,7 +240,7 @@ impl Shard {
         if !self.codec.is_worth(batch.largest_frame_bytes()) {
             return batch;
         }
-        batch.form(form(window), |batch| {
+        batch.form(form(window), &mut |batch| {
             batch.encoded_again(frame::first_frame_bytes, |frame, output| {
                 self.codec.is_worth(frame::open(frame).1.len())
                     && self.append_deflated(output, frame, window, &[])
