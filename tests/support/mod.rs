@@ -2,6 +2,7 @@
 //!
 //! - [`gateway`]: one running gateway, its admin port, its log and its end.
 //! - [`admin`]: requests to the admin port.
+//! - [`attack`]: what must hold while a gateway is attacked, and afterwards.
 //! - [`freeze`]: one of its threads standing still.
 //! - [`metrics`]: a scrape, parsed as strictly as the format allows.
 //! - [`client`]: a WebSocket client that is not our own code.
@@ -15,6 +16,7 @@
 #![allow(dead_code, reason = "each test file is a crate of its own and uses a part of this")]
 
 pub(crate) mod admin;
+pub(crate) mod attack;
 pub(crate) mod client;
 pub(crate) mod deflate;
 pub(crate) mod freeze;

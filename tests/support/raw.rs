@@ -220,6 +220,11 @@ impl RawClient {
         self.send_frame(CLOSE, &code.to_be_bytes()).await;
         (code, reason.to_owned())
     }
+
+    /// Sends as much of these bytes as the gateway takes before it lets go.
+    pub(crate) async fn offer(&mut self, bytes: &[u8]) {
+        _ = within("bytes to be sent", self.writer.write_all(bytes)).await;
+    }
 }
 
 impl FrameReader {
