@@ -35,16 +35,20 @@ const KEPT_SEEDS: std::ops::Range<u64> = 0..60;
 
 /// What has to happen somewhere in the kept seeds, since a promise about something that never happens
 /// is kept by anything.
-const EVENTS: [&str; 10] = [
+const EVENTS: [&str; 14] = [
     "Closes of peers",
+    "Pings due",
     "Pongs before what waits",
     "batches less the subscriber's own",
     "batches of several channels in one write",
+    "closing cut off",
     "echo not read while its answers wait",
+    "idle peers closed",
     "messages in pieces",
     "pushes that dropped",
     "slow consumers closed",
     "sockets that ended",
+    "subscribers that came within a turn",
     "violations",
 ];
 

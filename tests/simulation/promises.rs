@@ -284,17 +284,22 @@ impl Record {
         self.is_disconnected = true;
     }
 
-    /// The deadlines of the connection are looked at.
-    pub(crate) fn time_out(&mut self, now: Instant, timing: &Timing) {
-        if self.closing.is_some() || self.is_disconnected {
-            return;
+    /// The deadlines of the connection are looked at. Returns what is due, in words.
+    pub(crate) fn time_out(&mut self, now: Instant, timing: &Timing) -> Option<&'static str> {
+        if self.is_disconnected {
+            return None;
+        }
+        if let Some(closing) = self.closing {
+            return (now >= closing.at + timing.close_timeout).then_some("closing cut off");
         }
         if now >= self.last_alive + timing.idle_timeout {
             self.close(now, 1001, Initiator::Local);
-        } else if self.next_ping(timing).is_some_and(|due| now >= due) {
-            self.pings_due += 1;
-            self.unanswered += 1;
+            return Some("idle peers closed");
         }
+        self.next_ping(timing).filter(|due| now >= *due)?;
+        self.pings_due += 1;
+        self.unanswered += 1;
+        Some("Pings due")
     }
 
     fn next_ping(&self, timing: &Timing) -> Option<Instant> {
@@ -304,9 +309,15 @@ impl Record {
 
     // Whether the promises are kept.
 
-    /// How it has to end.
-    pub(crate) fn ending(&self) -> Ending {
-        self.closing.map_or(Ending::ABNORMAL, |closing| closing.ending)
+    /// The connection is let go of, after a check: nothing that its peer had time to read is missing.
+    pub(crate) fn check_end(&self, connection: &Connection, now: Instant, timing: &Timing) {
+        let ending = self.closing.map_or(Ending::ABNORMAL, |closing| closing.ending);
+        assert_eq!(connection.ended(), Some(ending), "how it ended");
+        let is_cut_off =
+            self.closing.is_some_and(|closing| now >= closing.at + timing.close_timeout);
+        if !self.is_disconnected && !is_cut_off {
+            assert!(self.wire.close.is_some(), "it ended before our Close was written");
+        }
     }
 
     /// Whether it is to be open.
@@ -356,9 +367,6 @@ impl Record {
         } else if connection.ended().is_none() {
             let closing = self.closing.expect("a connection without a peer has ended");
             assert!(!is_late(closing.at + timing.close_timeout), "closing takes too long");
-        }
-        if let Some(ended) = connection.ended() {
-            assert_eq!(ended, self.ending(), "how it ended");
         }
     }
 

@@ -202,13 +202,18 @@ impl Shard {
     pub(crate) fn take_turn(&mut self, channels: &[ChannelName]) -> Vec<Ready> {
         self.turn_bytes = 0;
         let taken = std::mem::take(&mut self.turn);
-        let hub = &self.hub;
-        let ready = taken.into_iter().filter_map(|Collected { key, channel, batch, messages }| {
+        let mut ready = Vec::new();
+        for Collected { key, channel, batch, messages } in taken {
             // The first subscriber may have come since it was collected.
-            let key = key.or_else(|| hub.find(&channels[channel]))?;
-            Some(Ready { key, channel, batch: batch.finish(), messages })
-        });
-        ready.collect()
+            let found = key.or_else(|| self.hub.find(&channels[channel]));
+            if let Some(found) = found {
+                if key.is_none() {
+                    self.count("subscribers that came within a turn");
+                }
+                ready.push(Ready { key: found, channel, batch: batch.finish(), messages });
+            }
+        }
+        ready
     }
 
     /// The slots of those that hear `channel`.
@@ -640,7 +645,9 @@ impl Client {
         self.armed = None;
         let timing = shard.settings.terms.timing;
         let was_waiting = !self.connection.outbound.is_empty();
-        self.record.time_out(shard.now, &timing);
+        if let Some(due) = self.record.time_out(shard.now, &timing) {
+            shard.count(due);
+        }
         self.connection.handle_timeout(shard.now, &shard.ping, &timing);
         if !was_waiting {
             self.write_waiting(shard);

@@ -83,6 +83,7 @@ impl Socket {
             self.taken.extend_from_slice(&slice[..bytes]);
             self.room -= bytes;
         }
+        assert!(self.taken.len() > before, "a write of nothing");
         Ok(self.taken.len() - before)
     }
 

@@ -330,7 +330,8 @@ impl World {
         let Some((client, _)) = self.clients[slot].take() else {
             return;
         };
-        assert_eq!(client.connection.ended(), Some(client.record.ending()), "how it ended");
+        let timing = &self.shard.settings.terms.timing;
+        client.record.check_end(&client.connection, self.shard.now, timing);
         for subscription in client.subscriptions {
             if let Some((key, name)) = self.shard.hub.unsubscribe(subscription) {
                 self.shard.forget(key);
