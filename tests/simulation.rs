@@ -6,6 +6,7 @@
 //! - `shard`: the driver, as the state machines of the gateway see it. `socket`: what it reads from
 //!   and writes to.
 //! - `peer`: the other end, well-behaved or not. `frames`: how it understands what it gets.
+//! - `line`: one connection alone, on which a test says itself what happens.
 //! - `promises`: what each connection was promised, and what it got.
 //!
 //! When a promise is broken the output names the seed. `WSGATE_SIMULATION_SEED=…` runs that one alone,
@@ -13,6 +14,8 @@
 
 #[path = "simulation/frames.rs"]
 mod frames;
+#[path = "simulation/line.rs"]
+mod line;
 #[path = "simulation/peer.rs"]
 mod peer;
 #[path = "simulation/promises.rs"]
@@ -29,6 +32,10 @@ mod world;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
+
+use wsgate::connection::outbound::SlowConsumerPolicy;
+
+use crate::line::Line;
 
 /// Seeds that every run of the tests looks at.
 const KEPT_SEEDS: std::ops::Range<u64> = 0..60;
@@ -95,4 +102,26 @@ fn promises_hold_in_schedules_that_nobody_has_seen() {
 #[test]
 fn same_seed_gives_the_same_run() {
     assert_eq!(world::run(1), world::run(1));
+}
+
+// What schedules have found, each as the shortest one that shows it.
+
+#[test]
+fn pong_never_comes_behind_that_of_a_later_ping() {
+    let mut line = Line::new(SlowConsumerPolicy::Close);
+    line.fill();
+    line.ping();
+    line.ping();
+    line.drain();
+}
+
+#[test]
+fn pong_is_not_dropped_for_messages_that_come_after_it() {
+    let mut line = Line::new(SlowConsumerPolicy::DropOldest);
+    line.fill();
+    line.ping();
+    for _ in 0..10 {
+        line.send(100);
+    }
+    line.drain();
 }

@@ -586,10 +586,14 @@ impl Client {
                 continue;
             }
             let taken = std::mem::take(&mut written);
+            let waiting_bytes = self.connection.outbound.bytes();
             let pushed = match taken {
                 0 => self.connection.outbound.push(segment, &limit),
                 written => self.connection.outbound.push_rest(segment, written, &limit),
             };
+            let most = waiting_bytes.max(limit.max_bytes);
+            let now_waiting_bytes = self.connection.outbound.bytes();
+            assert!(now_waiting_bytes <= most, "{now_waiting_bytes} bytes wait of at most {most}");
             match pushed {
                 Pushed::Queued => {}
                 Pushed::Dropped(frames) => {
@@ -598,9 +602,8 @@ impl Client {
                 }
                 Pushed::Overflow => {
                     let rest = segment.slice(frame::boundary_from(segment, taken)..);
-                    let waiting_bytes = self.connection.outbound.bytes();
-                    let is_full = waiting_bytes + rest.len() > limit.max_bytes;
-                    assert!(is_full, "{} bytes found no room behind {waiting_bytes}", rest.len());
+                    let is_full = now_waiting_bytes + rest.len() > limit.max_bytes;
+                    assert!(is_full, "no room for {} behind {now_waiting_bytes}", rest.len());
                     let behind: usize = segments.map(|frames| frame::count_messages(frames)).sum();
                     let refused = frame::count_messages(&rest) + behind;
                     self.record.trip(shard.now);
