@@ -42,8 +42,9 @@ const KEPT_SEEDS: std::ops::Range<u64> = 0..60;
 
 /// What has to happen somewhere in the kept seeds, since a promise about something that never happens
 /// is kept by anything.
-const EVENTS: [&str; 14] = [
+const EVENTS: [&str; 15] = [
     "Closes of peers",
+    "Closes that pass ours on the way",
     "Pings due",
     "Pongs before what waits",
     "batches less the subscriber's own",

@@ -400,6 +400,9 @@ impl Client {
                     self.send_answer(&mut answer, shard);
                     let number = code.map(CloseCode::as_u16);
                     self.record.hear(Said::Close(number), rest);
+                    if !self.connection.is_open() && !self.connection.outbound.is_empty() {
+                        shard.count("Closes that pass ours on the way");
+                    }
                     self.record.close(shard.now, number.unwrap_or(1005), Initiator::Remote);
                     self.connection.handle_close(shard.now, code, &timing);
                     shard.count("Closes of peers");

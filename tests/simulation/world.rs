@@ -39,7 +39,7 @@ const STEPS_AND_WEIGHTS: [(Step, usize); 18] = [
     (Step::Say, 40),
     (Step::SayPing, 5),
     (Step::SayPong, 2),
-    (Step::SayClose, 2),
+    (Step::SayClose, 3),
     (Step::Violate, 1),
     (Step::End, 1),
     (Step::Reset, 1),
@@ -51,7 +51,7 @@ const STEPS_AND_WEIGHTS: [(Step, usize); 18] = [
     (Step::Flush, 20),
     (Step::PublishElsewhere, 8),
     (Step::SendDirectly, 4),
-    (Step::Disconnect, 1),
+    (Step::Disconnect, 2),
     (Step::PassTime, 5),
 ];
 
@@ -222,6 +222,10 @@ impl World {
             Step::SayClose => {
                 let code = random.one_of(&[None, Some(1000), Some(1001), Some(3000), Some(4999)]);
                 peer.say_close(code, record, random);
+                if !client.connection.is_open() {
+                    // Else the closing handshake is mostly over before.
+                    client.arrive(peer, MUCH_ROOM);
+                }
             }
             Step::Violate => peer.violate(max_message_bytes, record, random),
             Step::React => peer.react(record, random),
