@@ -38,7 +38,7 @@ use wsgate::connection::outbound::SlowConsumerPolicy;
 use crate::line::Line;
 
 /// Seeds that every run of the tests looks at.
-const KEPT_SEEDS: std::ops::Range<u64> = 0..60;
+const KEPT_SEEDS: std::ops::Range<u64> = 0..40;
 
 /// What has to happen somewhere in the kept seeds, since a promise about something that never happens
 /// is kept by anything.
