@@ -346,6 +346,8 @@ impl BatchBuilder {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::pubsub::ShardId;
 
@@ -497,6 +499,71 @@ mod tests {
             let (segments, form_count) = form.segments_for(id(subscriber));
             assert_eq!(text(&segments), bracketed);
             assert_eq!(form_count.total(), count.total());
+
+    /// A frame and who published it, counted over all of a test.
+    #[derive(Clone, Debug)]
+    struct Published {
+        frame: Bytes,
+        publisher: u32,
+        wants_own: bool,
+    }
+
+    /// Small frames mostly, some on either side of the size from which one is shared.
+    fn published() -> impl Strategy<Value = Published> {
+        let shared = SHARED_FRAME_BYTES;
+        let bytes = prop_oneof![9 => 1..20usize, 1 => shared - 1..shared + 2];
+        (bytes, any::<u8>(), any::<bool>(), 0u32..4, prop::bool::weighted(0.3)).prop_map(
+            |(bytes, filler, is_text, publisher, wants_own)| {
+                let mut frame = vec![filler; bytes];
+                frame[0] = if is_text { 0x81 } else { 0x82 };
+                Published { frame: frame.into(), publisher, wants_own }
+            },
+        )
+    }
+
+    fn push(builder: &mut BatchBuilder, published: &Published, is_borrowed: bool) {
+        let excluded = (!published.wants_own).then(|| id(published.publisher));
+        if is_borrowed {
+            builder.push_borrowed(&published.frame, excluded);
+        } else {
+            builder.push(published.frame.clone(), excluded);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn every_subscriber_gets_all_but_what_it_does_not_want_back_however_batches_were_joined(
+            parts in proptest::collection::vec(
+                (proptest::collection::vec((published(), any::<bool>()), 0..8), any::<bool>()), 1..6),
+        ) {
+            let now = Instant::now();
+            let mut builder = BatchBuilder::new(now);
+            for (part, is_a_batch) in &parts {
+                let mut apart = BatchBuilder::new(now);
+                let target = if *is_a_batch { &mut apart } else { &mut builder };
+                part.iter().for_each(|(published, is_borrowed)| push(target, published, *is_borrowed));
+                builder.push_batch(&Arc::new(apart.finish()));
+            }
+            let batch = builder.finish();
+            let all: Vec<&Published> =
+                parts.iter().flat_map(|(part, _)| part).map(|(published, _)| published).collect();
+            for subscriber in 0..5 {
+                let is_own = |one: &&&Published| one.publisher == subscriber && !one.wants_own;
+                let wanted: Vec<_> = all.iter().filter(|one| !is_own(one)).collect();
+                let mut count = Count::default();
+                wanted.iter().for_each(|one| count += Count::one(&one.frame));
+                let (segments, counted) = batch.segments_for(id(subscriber));
+                prop_assert!(segments.iter().all(|segment| !segment.is_empty()));
+                let wanted: Vec<u8> = wanted.iter().flat_map(|one| one.frame.to_vec()).collect();
+                prop_assert!(segments.concat() == wanted, "what subscriber {} gets", subscriber);
+                prop_assert_eq!(counted, count);
+                prop_assert_eq!(batch.excludes(id(subscriber)), all.iter().any(|one| is_own(&one)));
+            }
+            let everything: Vec<u8> = all.iter().flat_map(|one| one.frame.to_vec()).collect();
+            prop_assert!(batch.segments().concat() == everything);
+            prop_assert_eq!(batch.bytes(), everything.len());
         }
     }
 }
