@@ -351,7 +351,8 @@ impl Record {
     }
 
     fn check_state(&self, connection: &Connection, now: Instant, timing: &Timing) {
-        assert_eq!(connection.is_open(), self.is_open(), "open, against {:?}", self.closing);
+        let ending = self.closing.map(|closing| closing.ending);
+        assert_eq!(connection.is_open(), self.is_open(), "open, where {ending:?} is to be the end");
         let input = connection.input();
         if let (Input::Decode | Input::DecodeForClose, Some((end, said))) =
             (input, self.said.front())
@@ -463,7 +464,10 @@ impl Record {
                 let reason = reason.expect("a reason is UTF-8");
                 assert!(!closing.is_tripped || reason == "slow consumer", "closed for {reason:?}");
             }
-            (closing, close) => panic!("closing: {closing:?}, and our Close: {close:?}"),
+            (closing, close) => {
+                let ending = closing.map(|closing| closing.ending);
+                panic!("our Close is {close:?} where {ending:?} is to be the end");
+            }
         }
     }
 

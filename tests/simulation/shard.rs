@@ -664,6 +664,18 @@ impl Client {
         }
     }
 
+    /// Ends the connection for a bug that showed while it was served.
+    pub(crate) fn fail(&mut self, shard: &mut Shard) {
+        shard.count("connections that failed");
+        if self.connection.is_open() {
+            self.record.close(shard.now, 1011, Initiator::Local);
+        }
+        let timing = &shard.settings.terms.timing;
+        self.connection.fail(shard.now, CloseCode::INTERNAL_ERROR, "internal error", timing);
+        self.arm(shard);
+        self.is_woken = true;
+    }
+
     fn sign_of_life(&mut self, shard: &Shard) {
         self.record.sign_of_life(shard.now);
         self.connection.handle_sign_of_life(shard.now);

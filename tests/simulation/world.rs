@@ -34,7 +34,7 @@ const MAX_ROUNDS: usize = 10_000;
 const MUCH_ROOM: usize = 1 << 30;
 
 /// What may happen, and how often it does beside the others in most runs.
-const STEPS_AND_WEIGHTS: [(Step, usize); 18] = [
+const STEPS_AND_WEIGHTS: [(Step, usize); 19] = [
     (Step::Connect, 6),
     (Step::Say, 40),
     (Step::SayPing, 5),
@@ -52,6 +52,7 @@ const STEPS_AND_WEIGHTS: [(Step, usize); 18] = [
     (Step::PublishElsewhere, 8),
     (Step::SendDirectly, 4),
     (Step::Disconnect, 2),
+    (Step::Fail, 1),
     (Step::PassTime, 5),
 ];
 
@@ -88,6 +89,8 @@ enum Step {
     SendDirectly,
     /// The API closes one connection.
     Disconnect,
+    /// A bug shows while one connection is served.
+    Fail,
     /// Nobody has anything to do for a while.
     PassTime,
 }
@@ -158,17 +161,7 @@ impl World {
     }
 
     fn step(&mut self, number: usize) {
-        let sum = self.weights.iter().map(|(_, weight)| weight).sum();
-        let mut place = self.random.below(sum);
-        let (step, _) = *self
-            .weights
-            .iter()
-            .find(|(_, weight)| {
-                let is_here = place < *weight;
-                place = place.saturating_sub(*weight);
-                is_here
-            })
-            .expect("a place below the sum");
+        let step = self.any_step();
         let slot = match step {
             Step::Connect | Step::Flush | Step::PublishElsewhere | Step::PassTime => None,
             Step::Drive => self.any_slot(|client| client.is_woken),
@@ -189,6 +182,18 @@ impl World {
             (_, Some(slot)) => self.happen_to(slot, step),
             (_, None) => {}
         }
+    }
+
+    fn any_step(&mut self) -> Step {
+        let sum = self.weights.iter().map(|(_, weight)| weight).sum();
+        let mut place = self.random.below(sum);
+        for (step, weight) in &self.weights {
+            match place.checked_sub(*weight) {
+                Some(rest) => place = rest,
+                None => return *step,
+            }
+        }
+        unreachable!("the place is below the sum of all weights")
     }
 
     fn any_slot(&mut self, is_meant: impl Fn(&Client) -> bool) -> Option<usize> {
@@ -258,6 +263,7 @@ impl World {
                 let code = random.one_of(&[CloseCode::NORMAL, CloseCode::GOING_AWAY]);
                 client.close(code, "because a test says so", shard);
             }
+            Step::Fail => client.fail(shard),
             Step::Connect | Step::Drive | Step::Flush | Step::PublishElsewhere | Step::PassTime => {
                 unreachable!("they are about nobody or have their own way")
             }
