@@ -31,6 +31,7 @@ mod world;
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use wsgate::connection::outbound::SlowConsumerPolicy;
@@ -38,7 +39,7 @@ use wsgate::connection::outbound::SlowConsumerPolicy;
 use crate::line::Line;
 
 /// Seeds that every run of the tests looks at.
-const KEPT_SEEDS: std::ops::Range<u64> = 0..40;
+const KEPT_SEEDS: Range<u64> = 0..80;
 
 /// What has to happen somewhere in the kept seeds, since a promise about something that never happens
 /// is kept by anything.

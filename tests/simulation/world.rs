@@ -419,7 +419,9 @@ impl World {
                 return;
             }
             woken.into_iter().for_each(|slot| self.drive(slot));
-            self.flush();
+            if self.shard.has_turn() {
+                self.flush();
+            }
         }
         panic!("the shard does not come to rest");
     }
