@@ -35,7 +35,7 @@ const MUCH_ROOM: usize = 1 << 30;
 
 /// What may happen, and how often it does beside the others in most runs.
 const STEPS_AND_WEIGHTS: [(Step, usize); 19] = [
-    (Step::Connect, 6),
+    (Step::Connect, 10),
     (Step::Say, 40),
     (Step::SayPing, 5),
     (Step::SayPong, 2),
@@ -49,7 +49,7 @@ const STEPS_AND_WEIGHTS: [(Step, usize); 19] = [
     (Step::React, 10),
     (Step::Drive, 30),
     (Step::Flush, 20),
-    (Step::PublishElsewhere, 8),
+    (Step::PublishElsewhere, 15),
     (Step::SendDirectly, 4),
     (Step::Disconnect, 2),
     (Step::Fail, 1),
@@ -580,10 +580,15 @@ impl Settings {
 }
 
 fn settings(random: &mut Random) -> Settings {
-    let max_message_bytes = random.one_of(&[100, 1_000, 6_000, 20_000]);
+    let max_message_bytes = random.one_of(&[100, 100, 1_000, 6_000, 20_000]);
     let least_queue_bytes = max_message_bytes + MAX_HEADER_BYTES;
-    let policies =
-        [SlowConsumerPolicy::Close, SlowConsumerPolicy::DropOldest, SlowConsumerPolicy::DropNewest];
+    // The closing policy acts only once for each connection, so it gets more runs.
+    let policies = [
+        SlowConsumerPolicy::Close,
+        SlowConsumerPolicy::Close,
+        SlowConsumerPolicy::DropOldest,
+        SlowConsumerPolicy::DropNewest,
+    ];
     let limit = Limit {
         max_bytes: least_queue_bytes + random.below(2 * max_message_bytes),
         policy: random.one_of(&policies),
