@@ -6,8 +6,8 @@ use crate::frames::{BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, TEXT, masked};
 use crate::promises::{Id, Messages, Origin, Record, Said};
 use crate::random::Random;
 
-/// A peer says no more while as much is under way.
-const MAX_UNDER_WAY_BYTES: usize = 100_000;
+/// A peer says no more while as much is not read.
+const MAX_UNREAD_BYTES: usize = 100_000;
 
 /// RSV2, for which there is no extension.
 const RESERVED_BIT: u8 = 0x20;
@@ -42,9 +42,9 @@ impl Peer {
         }
     }
 
-    /// It says nothing any more.
-    pub(crate) fn is_silent(&self) -> bool {
-        self.ends || self.under_way.len() > MAX_UNDER_WAY_BYTES
+    /// It says nothing, or nothing more while `arrived` bytes are not read.
+    pub(crate) fn is_silent(&self, arrived: usize) -> bool {
+        self.ends || self.under_way.len() + arrived > MAX_UNREAD_BYTES
     }
 
     /// Takes up to `bytes` of what is under way.

@@ -97,6 +97,11 @@ impl Socket {
         self.arrived.extend(bytes);
     }
 
+    /// How much has arrived that is not read.
+    pub(crate) fn arrived_bytes(&self) -> usize {
+        self.arrived.len()
+    }
+
     pub(crate) fn end(&mut self) {
         self.is_ended = true;
     }

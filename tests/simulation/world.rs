@@ -214,7 +214,7 @@ impl World {
         let max_message_bytes = shard.settings.terms.max_message_bytes;
         match step {
             Step::Say | Step::SayPing | Step::SayPong | Step::SayClose | Step::Violate
-                if peer.is_silent() => {}
+                if peer.is_silent(client.socket.arrived_bytes()) => {}
             Step::Say => {
                 let origin = match client.ask {
                     Ask::Echo => Origin::Echo,
