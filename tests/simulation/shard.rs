@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use bytes::Bytes;
-use wsgate::connection::outbound::{Limit, Pushed, SlowConsumerPolicy};
+use wsgate::connection::outbound::Pushed;
 use wsgate::connection::{Connection, Initiator, Input};
 use wsgate::hub::{ChannelKey, Hears, Hub, SubscriptionKey};
 use wsgate::pubsub::{Batch, BatchBuilder, ChannelName, ConnectionId};
@@ -21,9 +21,6 @@ use wsgate::wire::header::{Opcode, ProtocolError};
 
 use crate::promises::{Id, Messages, Origin, Record, Said, TICK, Terms};
 use crate::socket::{Read, Refusal, Socket};
-
-/// How the driver sends what is bounded by not reading.
-const UNLIMITED: Limit = Limit { max_bytes: usize::MAX, policy: SlowConsumerPolicy::Close };
 
 /// What the operator decided, for one run.
 #[derive(Clone, Copy, Debug)]
@@ -470,9 +467,8 @@ impl Client {
             Ok(0)
         };
         match self.written(written, shard) {
-            Some(0) => _ = self.connection.outbound.push(frames, &UNLIMITED),
             Some(written) if written < frames.len() => {
-                self.connection.outbound.push_rest(frames, written, &UNLIMITED);
+                self.connection.outbound.push_answers(frames, written);
             }
             Some(_) | None => {}
         }

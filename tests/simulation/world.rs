@@ -515,7 +515,8 @@ impl World {
             let settings = &self.shard.settings;
             let max_answer_bytes = match client.ask {
                 Ask::Echo => settings.max_echo_bytes(),
-                Ask::Publish { .. } => settings.read_buffer_bytes + MAX_KEPT_BYTES,
+                // The one Pong that may wait does not count.
+                Ask::Publish { .. } => 0,
             };
             let terms = Terms { max_answer_bytes, ..settings.terms };
             let taken = client.socket.look();
