@@ -499,6 +499,8 @@ mod tests {
             let (segments, form_count) = form.segments_for(id(subscriber));
             assert_eq!(text(&segments), bracketed);
             assert_eq!(form_count.total(), count.total());
+        }
+    }
 
     /// A frame and who published it, counted over all of a test.
     #[derive(Clone, Debug)]

@@ -7,15 +7,16 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use wsgate::connection::outbound::Pushed;
 use wsgate::connection::{Connection, Initiator, Input};
-use wsgate::hub::{ChannelKey, Hears, Hub, SubscriptionKey};
+use wsgate::hub::{ChannelKey, Group, Hub, SubscriptionKey};
 use wsgate::pubsub::{Batch, BatchBuilder, ChannelName, ConnectionId};
 use wsgate::wire::close::CloseCode;
-use wsgate::wire::decoder::{Decoded, Decoder, Event, MAX_KEPT_BYTES, ServerFrame};
+use wsgate::wire::decoder::{Decoded, Decoder, Event, MAX_KEPT_BYTES, Rules, ServerFrame};
 use wsgate::wire::frame;
 use wsgate::wire::header::{Opcode, ProtocolError};
 
@@ -45,7 +46,8 @@ fn decode(
     input: &mut [u8],
     settings: &Settings,
 ) -> Result<Decoded, ProtocolError> {
-    decoder.decode(input, settings.terms.max_message_bytes)
+    let max_message_bytes = settings.terms.max_message_bytes;
+    decoder.decode(input, Rules { max_message_bytes, deflate: false })
 }
 
 /// What the connections of a shard share.
@@ -168,7 +170,7 @@ impl Shard {
         &mut self,
         channel: usize,
         name: &ChannelName,
-        batch: &Batch,
+        batch: &Arc<Batch>,
         ids: &[Id],
     ) {
         let key = self.hub.find(name);
@@ -214,8 +216,8 @@ impl Shard {
     }
 
     /// The slots of those that hear `channel`.
-    pub(crate) fn subscribers(&self, channel: ChannelKey, hears: Hears) -> Vec<u32> {
-        self.hub.subscribers(channel, hears).collect()
+    pub(crate) fn subscribers(&self, channel: ChannelKey, group: Group) -> Vec<u32> {
+        self.hub.subscribers(channel, group).collect()
     }
 }
 
@@ -366,6 +368,7 @@ impl Client {
             let lies = |range: &Range<usize>| start + range.start..start + range.end;
             match decoded.event {
                 None => break,
+                Some(Event::DeflatedMessage { .. }) => unreachable!("that was not negotiated"),
                 Some(Event::Pong) => self.record.hear(Said::Pong, rest),
                 Some(Event::Message { frame, .. }) => {
                     let frame = match frame {

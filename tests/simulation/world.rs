@@ -4,11 +4,12 @@
 //! something to do at the same time is done in any order.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use wsgate::connection::Timing;
 use wsgate::connection::outbound::{Limit, SlowConsumerPolicy};
-use wsgate::hub::Hears;
+use wsgate::hub::Group;
 use wsgate::pubsub::{BatchBuilder, ChannelName, ConnectionId, ShardId};
 use wsgate::wire::close::CloseCode;
 use wsgate::wire::decoder::MAX_KEPT_BYTES;
@@ -110,7 +111,7 @@ pub(crate) struct World {
     peers: usize,
     messages: Messages,
     /// By channel: who hears it. What the hub says must agree with this.
-    subscribers: BTreeMap<usize, BTreeMap<u32, Hears>>,
+    subscribers: BTreeMap<usize, BTreeMap<u32, Group>>,
     /// The channels of which the other shards know that they have a subscriber here.
     announced: BTreeSet<String>,
     /// The latest steps, each with the slot it was about.
@@ -289,17 +290,17 @@ impl World {
         if heard.is_empty() && random.percent(70) {
             heard.push(random.below(self.channels.len()));
         }
-        let hears = if heard.len() > 1 { Hears::Several } else { Hears::One };
+        let group = if heard.len() > 1 { Group::SeveralPlain } else { Group::Plain };
         let (mut ask, mut subscriptions) = (Ask::Echo, Vec::new());
         for channel in heard {
             let name = &self.channels[channel];
-            let subscribed = self.shard.hub.subscribe(id.slot, name, hears);
+            let subscribed = self.shard.hub.subscribe(id.slot, name, group);
             let subscribers = self.subscribers.entry(channel).or_default();
             assert_eq!(subscribed.is_first, subscribers.is_empty(), "the first of {name}");
             if subscribed.is_first {
                 self.announced.insert(name.to_string());
             }
-            subscribers.insert(id.slot, hears);
+            subscribers.insert(id.slot, group);
             subscriptions.push(subscribed.key);
             ask = Ask::Publish { key: subscribed.channel, channel, own: self.random.percent(60) };
         }
@@ -322,7 +323,12 @@ impl World {
             builder.push(encode(id, &self.messages), None);
             ids.push(id);
         }
-        self.shard.publish_batch(channel, &self.channels[channel], &builder.finish(), &ids);
+        self.shard.publish_batch(
+            channel,
+            &self.channels[channel],
+            &Arc::new(builder.finish()),
+            &ids,
+        );
     }
 
     // What the shard does.
@@ -362,13 +368,13 @@ impl World {
         let ready = self.shard.take_turn(&self.channels);
         let mut gathered = Vec::new();
         for (index, batch) in ready.iter().enumerate() {
-            self.offer(batch, Hears::One);
-            self.deliver_to_each(batch, Hears::One);
-            self.offer(batch, Hears::Several);
+            self.offer(batch, Group::Plain);
+            self.deliver_to_each(batch, Group::Plain);
+            self.offer(batch, Group::SeveralPlain);
             if ready.len() == 1 {
-                self.deliver_to_each(batch, Hears::Several);
+                self.deliver_to_each(batch, Group::SeveralPlain);
             } else {
-                let slots = self.shard.subscribers(batch.key, Hears::Several).into_iter();
+                let slots = self.shard.subscribers(batch.key, Group::SeveralPlain).into_iter();
                 gathered.extend(slots.map(|slot| (slot, index)));
             }
         }
@@ -382,18 +388,18 @@ impl World {
         self.check_all();
     }
 
-    fn deliver_to_each(&mut self, batch: &Ready, hears: Hears) {
-        for slot in self.shard.subscribers(batch.key, hears) {
+    fn deliver_to_each(&mut self, batch: &Ready, group: Group) {
+        for slot in self.shard.subscribers(batch.key, group) {
             if let Some((client, _)) = &mut self.clients[slot as usize] {
                 client.deliver_directly(batch, &mut self.shard);
             }
         }
     }
 
-    /// Takes note of what those are to get who hear as many channels as `hears` says.
-    fn offer(&mut self, batch: &Ready, hears: Hears) {
+    /// Takes note of what those of this group are to get.
+    fn offer(&mut self, batch: &Ready, group: Group) {
         let subscribers = self.subscribers.get(&batch.channel).into_iter().flatten();
-        for (slot, _) in subscribers.filter(|(_, theirs)| **theirs == hears) {
+        for (slot, _) in subscribers.filter(|(_, theirs)| **theirs == group) {
             let Some((client, _)) = &mut self.clients[*slot as usize] else {
                 continue;
             };
@@ -532,12 +538,12 @@ impl World {
             let key = self.shard.hub.find(name);
             assert_eq!(key.is_some(), !subscribers.is_empty(), "whether {name} has a subscriber");
             assert_eq!(key.is_some(), self.announced.contains(name.as_str()), "{name} announced");
-            for hears in [Hears::One, Hears::Several] {
-                let mut slots = key.map_or(Vec::new(), |key| self.shard.subscribers(key, hears));
+            for group in [Group::Plain, Group::SeveralPlain] {
+                let mut slots = key.map_or(Vec::new(), |key| self.shard.subscribers(key, group));
                 slots.sort_unstable();
-                let listed = subscribers.iter().filter(|(_, theirs)| **theirs == hears);
+                let listed = subscribers.iter().filter(|(_, theirs)| **theirs == group);
                 let listed: Vec<u32> = listed.map(|(slot, _)| *slot).collect();
-                assert_eq!(slots, listed, "the subscribers of {name} that hear {hears:?}");
+                assert_eq!(slots, listed, "the subscribers of {name} in the group {group:?}");
             }
         }
     }
