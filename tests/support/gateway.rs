@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use http::Method;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use serde_json::Value;
+use tokio::task::JoinSet;
 use wsgate::broker::Broker;
 use wsgate::broker::memory::{self, Bounds, MemoryBroker};
 use wsgate::pubsub::{ChannelName, ShardId};
@@ -125,6 +126,26 @@ impl Gateway {
         let mut client = RawClient::connect_with_little_room(self.listen).await;
         client.upgrade(path).await;
         client
+    }
+
+    /// `count` clients for bytes as given, once their handshakes are over.
+    pub(crate) async fn open_many_raw(&self, path: &str, count: usize) -> Vec<RawClient> {
+        let mut clients = Vec::with_capacity(count);
+        while clients.len() < count {
+            // As many handshakes at a time as do not fill the backlog of a listener.
+            let together = (count - clients.len()).min(32);
+            let mut opening = JoinSet::new();
+            for _ in 0..together {
+                let (listen, path) = (self.listen, path.to_owned());
+                opening.spawn(async move {
+                    let mut client = RawClient::connect(listen).await;
+                    client.upgrade(&path).await;
+                    client
+                });
+            }
+            clients.extend(opening.join_all().await);
+        }
+        clients
     }
 
     /// GET `path` from the admin port.

@@ -9,6 +9,7 @@
 //! - [`raw`]: a TCP client that writes the bytes it is given, and reads what comes.
 //! - [`deflate`]: the same with permessage-deflate.
 //! - [`sequence`]: messages that tell their publisher and number.
+//! - [`siege`]: a gateway under attack, and the others that it serves meanwhile.
 //!
 //! Nothing here sleeps until something has surely happened: a test looks at the thing itself, with
 //! [`until`], or waits for it, with [`within`], and fails after [`PATIENCE`].
@@ -24,6 +25,7 @@ pub(crate) mod gateway;
 pub(crate) mod metrics;
 pub(crate) mod raw;
 pub(crate) mod sequence;
+pub(crate) mod siege;
 
 use std::time::{Duration, Instant};
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use socket2::SockRef;
+use socket2::{SockFilter, SockRef};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
@@ -221,9 +221,30 @@ impl RawClient {
         (code, reason.to_owned())
     }
 
-    /// Sends as much of these bytes as the gateway takes before it lets go.
+    /// Sends these bytes, or as many of them as the gateway is there for.
     pub(crate) async fn offer(&mut self, bytes: &[u8]) {
+        // It may let go at any byte of what it has no use for.
         _ = within("bytes to be sent", self.writer.write_all(bytes)).await;
+    }
+
+    /// Tells the gateway that nothing more will be sent, if it is still there.
+    pub(crate) async fn shut_down_if_connected(&mut self) {
+        _ = self.writer.shutdown().await;
+    }
+
+    /// Is gone without a word, as a machine is that lost its network: from now on its kernel throws
+    /// everything away that comes for it, before TCP sees it. Nothing is acknowledged and no FIN or
+    /// reset is sent, as long as this is neither dropped nor written to.
+    pub(crate) fn vanish(&self) {
+        // BPF_RET with BPF_K: the verdict on every segment is to keep 0 bytes of it.
+        let nothing = SockFilter::new(0x06, 0, 0, 0);
+        let filtered = SockRef::from(self.writer.as_ref()).attach_filter(&[nothing]);
+        filtered.expect("anyone may filter what comes to their own socket");
+    }
+
+    /// Its own address, by which the kernel's table of sockets tells connections apart.
+    pub(crate) fn local_address(&self) -> SocketAddr {
+        self.writer.local_addr().expect("it is connected")
     }
 }
 
@@ -255,6 +276,21 @@ impl FrameReader {
     pub(crate) async fn read_rest(&mut self) -> Vec<u8> {
         while self.read_more().await > 0 {}
         self.buffer.split_off(self.at)
+    }
+
+    /// Every frame until the gateway lets go, and no half one.
+    pub(crate) async fn read_frames(&mut self) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        loop {
+            match self.decode() {
+                Some(frame) => frames.push(frame),
+                None if self.read_more().await > 0 => {}
+                None => break,
+            }
+        }
+        let rest = &self.buffer[self.at..];
+        assert!(rest.is_empty(), "the end within a frame: {rest:02x?}");
+        frames
     }
 
     /// Reads once, looks at nothing, and returns how many bytes came; 0 at the end.
