@@ -178,6 +178,46 @@ async fn hundreds_of_thousands_of_empty_fragments_are_one_message_and_take_no_me
 }
 
 #[tokio::test]
+async fn client_that_fills_every_read_is_read_once_and_then_it_is_the_others_turn() {
+    const ANSWERS: usize = 10;
+    // A read takes 256 KiB at most. The answer to whoever speaks meanwhile is some reads away, the more
+    // the busier the machine is on which that one runs, but not hundreds of them.
+    const MOST_READ_PER_ANSWER: usize = 16 * MIB;
+    let siege = Siege::begin(&[]).await;
+    let floods = [
+        ("empty fragments", encode_with(CONTINUATION, b"").repeat(10_000)),
+        ("empty Pongs", encode(PONG, b"").repeat(10_000)),
+        ("full Pongs", encode(PONG, &[b'.'; 125]).repeat(1_000)),
+    ];
+    let toll = siege.withstand(async |siege| {
+        for (what, flood) in &floods {
+            let mut flooder = siege.gateway.open_raw_on_shard(0, "/echo").await;
+            flooder.send(&encode_with(TEXT, b"begun")).await;
+            let mut other = siege.gateway.connect_to_shard(0, "/echo").await;
+            let flood = flood.clone();
+            let flooding = tokio::spawn(async move {
+                // Until it is told to stop.
+                loop {
+                    flooder.send(&flood).await;
+                }
+            });
+            let received =
+                async || siege.gateway.metrics().await.sum("wsgate_received_bytes_total", &[]);
+            let before = received().await;
+            for _ in 0..ANSWERS {
+                other.send_text("and I?").await;
+                assert_eq!(other.read_text().await, "and I?");
+            }
+            let read = (received().await - before) as usize / ANSWERS;
+            flooding.abort();
+            assert!(read < MOST_READ_PER_ANSWER, "{read} bytes of {what} are read for one answer");
+        }
+    });
+    let toll = toll.await;
+    assert!(toll.memory_bytes < 2 * MIB, "{toll:?}");
+}
+
+#[tokio::test]
 async fn endless_empty_messages_are_published_and_others_served() {
     const MESSAGES: usize = 20_000;
     const MESSAGES_A_WRITE: usize = 1_000;

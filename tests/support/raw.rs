@@ -278,6 +278,13 @@ impl FrameReader {
         self.buffer.split_off(self.at)
     }
 
+    /// Reads a single byte, which the next frame begins or goes on with. Returns whether there was one.
+    pub(crate) async fn read_byte(&mut self) -> bool {
+        let read = within("a byte of the gateway", self.socket.read_u8()).await;
+        self.buffer.extend(read.as_ref().ok());
+        read.is_ok()
+    }
+
     /// Every frame until the gateway lets go, and no half one.
     pub(crate) async fn read_frames(&mut self) -> Vec<Frame> {
         let mut frames = Vec::new();

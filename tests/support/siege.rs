@@ -23,6 +23,9 @@ const SHARDS: usize = 2;
 /// From one message of a neighbour to its next one, so that they leave the machine to the attack.
 const PACE: Duration = Duration::from_millis(3);
 
+/// How many answers each neighbour gets during a flood, within the patience of a test.
+const OFTEN: usize = 10;
+
 /// How often the memory is looked at.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 
@@ -78,8 +81,13 @@ impl Siege {
 
     /// Waits until every neighbour has sent another message and got its answer.
     pub(crate) async fn until_others_are_served(&self) {
+        self.until_others_are_served_often(1).await;
+    }
+
+    /// Waits until every neighbour has sent so many more messages and got their answers.
+    async fn until_others_are_served_often(&self, answers: usize) {
         // The first answer from now on may be to a message from before.
-        let due: Vec<_> = self.answers().map(|answers| answers + 2).collect();
+        let due: Vec<_> = self.answers().map(|before| before + answers + 1).collect();
         until("the others to be served", async || {
             self.answers().zip(&due).all(|(answers, due)| answers >= *due).then_some(())
         })
@@ -90,7 +98,8 @@ impl Siege {
         self.neighbours.iter().map(|neighbour| neighbour.answers.load(Ordering::Relaxed))
     }
 
-    /// Repeats `step` so many times, and until the others were served meanwhile.
+    /// Repeats `step` so many times, and until the others were served often meanwhile: not only in the
+    /// gaps of a flood, but as if it was not there.
     pub(crate) async fn repeat_while_others_are_served(
         &self,
         times: usize,
@@ -105,7 +114,7 @@ impl Siege {
             }
         };
         let watch = async {
-            self.until_others_are_served().await;
+            self.until_others_are_served_often(OFTEN).await;
             are_served.set(true);
         };
         tokio::join!(repeat, watch);
@@ -150,7 +159,9 @@ impl Siege {
         }
     }
 
-    async fn until_connections_are_gone(&self) {
+    /// Waits until the gateway has let go of everybody but the neighbours, and of all that it had for
+    /// them.
+    pub(crate) async fn until_connections_are_gone(&self) {
         let neighbours = self.neighbours.len() as f64;
         self.gateway.until_metric("wsgate_connections", &[], neighbours).await;
         // Of those who are on channels.
