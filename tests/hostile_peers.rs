@@ -194,6 +194,39 @@ async fn subscriber_that_reads_a_byte_at_a_time_loses_the_newest_and_no_other_do
     read_drop_by_drop("drop-newest", "drop_newest").await;
 }
 
+#[tokio::test]
+async fn flood_of_tiny_messages_to_subscribers_that_lose_them_leaves_others_their_turn() {
+    const QUEUE_BYTES: usize = 128 * 1024;
+    const MESSAGES_A_WRITE: usize = 5_000;
+    // More than the queues of the two hold, so that both lose messages all the while.
+    const WRITES: usize = 40;
+    let queue = QUEUE_BYTES.to_string();
+    let flood = encode(BINARY, b"").repeat(MESSAGES_A_WRITE);
+    for policy in ["drop-oldest", "drop-newest"] {
+        let siege =
+            Siege::begin(&["--slow-consumer", policy, "--outbound-queue-bytes", &queue]).await;
+        let toll = siege.withstand(async |siege| {
+            let gateway = &siege.gateway;
+            let mut stalled = Vec::new();
+            for shard in 0..2 {
+                stalled.push(gateway.open_narrow_on_shard(shard, "/channels/hostile").await);
+            }
+            let mut publisher = gateway.open_raw("/channels/hostile?own=false").await;
+            let dropped = async || sum(gateway, "wsgate_dropped_messages_total", &[]).await;
+            let before = dropped().await;
+            while dropped().await == before {
+                publisher.send(&flood).await;
+            }
+            siege
+                .repeat_while_others_are_served(WRITES, async || publisher.send(&flood).await)
+                .await;
+            drop(stalled);
+        });
+        let toll = toll.await;
+        assert!(toll.memory_bytes < 8 * MIB, "{policy}: {toll:?}");
+    }
+}
+
 /// Where a connection is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Moment {
@@ -489,11 +522,13 @@ struct KernelSocket {
 
 /// What the kernel has for the gateway's ends of these clients' connections, less those that it has
 /// forgotten.
-fn kernel_sockets(gateway: &Gateway, clients: &[SocketAddr]) -> Vec<KernelSocket> {
+async fn kernel_sockets(gateway: &Gateway, clients: &[SocketAddr]) -> Vec<KernelSocket> {
     // Everybody is on the same address here, so the port tells them apart.
     let port = |address: &SocketAddr| format!(":{:04X}", address.port());
     let (gateway, clients) = (port(&gateway.listen), clients.iter().map(port).collect::<Vec<_>>());
-    let table = fs::read_to_string("/proc/net/tcp").expect("Linux tells of its sockets");
+    // On a thread of its own: a long table takes its time, in which everybody else is served.
+    let read = tokio::task::spawn_blocking(|| fs::read_to_string("/proc/net/tcp"));
+    let table = read.await.expect("it only reads").expect("Linux tells of its sockets");
     let sockets = table.lines().filter_map(|line| {
         let fields: Vec<_> = line.split_whitespace().collect();
         let [_, local, remote, state, queues, ..] = fields[..] else {
@@ -515,10 +550,10 @@ async fn until_forgotten(gateway: &Gateway, clients: &[SocketAddr]) {
     /// that was written.
     const SOON: Duration = Duration::from_secs(10);
     let is_forgotten = until("the kernel to forget", async || {
-        kernel_sockets(gateway, clients).is_empty().then_some(())
+        kernel_sockets(gateway, clients).await.is_empty().then_some(())
     });
     if tokio::time::timeout(SOON, is_forgotten).await.is_err() {
-        let left = kernel_sockets(gateway, clients);
+        let left = kernel_sockets(gateway, clients).await;
         let describe = |KernelSocket { state, unacknowledged_bytes }: &KernelSocket| {
             format!("one in state {state} with {unacknowledged_bytes} bytes")
         };
@@ -530,7 +565,7 @@ async fn until_forgotten(gateway: &Gateway, clients: &[SocketAddr]) {
 #[tokio::test]
 async fn idle_clients_that_vanish_are_pinged_in_vain_and_closed_with_the_idle_timeout() {
     const VANISHING: usize = 20;
-    let siege = Siege::begin(&["--idle-timeout", "2s", "--ping-interval", "500ms"]).await;
+    let siege = Siege::begin(&["--idle-timeout", "3s", "--ping-interval", "500ms"]).await;
     let toll = siege.withstand(async |siege| {
         let gateway = &siege.gateway;
         let idle_before = sum(gateway, CLOSED, &IDLE).await;
@@ -541,7 +576,7 @@ async fn idle_clients_that_vanish_are_pinged_in_vain_and_closed_with_the_idle_ti
         vanished.iter().for_each(RawClient::vanish);
         let addresses: Vec<_> = vanished.iter().map(RawClient::local_address).collect();
         until("a Ping that nobody acknowledges", async || {
-            let sockets = kernel_sockets(gateway, &addresses);
+            let sockets = kernel_sockets(gateway, &addresses).await;
             let pinged = sockets.iter().filter(|socket| socket.unacknowledged_bytes > 0);
             (pinged.count() == VANISHING).then_some(())
         })
@@ -588,7 +623,7 @@ async fn subscribers_that_vanish_with_a_backlog_end_and_everyone_else_hears_ever
                 }
             }
         }
-        let sockets = kernel_sockets(gateway, &addresses);
+        let sockets = kernel_sockets(gateway, &addresses).await;
         let in_the_kernel: usize = sockets.iter().map(|socket| socket.unacknowledged_bytes).sum();
         let in_the_gateway = sum(gateway, "wsgate_outbound_queue_bytes", &[]).await;
         println!("{in_the_kernel} bytes unacknowledged, {in_the_gateway} queued");

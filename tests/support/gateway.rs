@@ -128,6 +128,19 @@ impl Gateway {
         client
     }
 
+    /// As [`Gateway::open_narrow`], served by the given shard; see [`Gateway::connect_to_shard`].
+    pub(crate) async fn open_narrow_on_shard(&self, shard: usize, path: &str) -> RawClient {
+        let mut others = Vec::new();
+        for _ in 0..200 {
+            let mut client = RawClient::connect_with_little_room(self.listen).await;
+            if shard_of(&client.upgrade(path).await) == shard {
+                return client;
+            }
+            others.push(client);
+        }
+        panic!("of 200 connections none was served by shard {shard}");
+    }
+
     /// `count` clients for bytes as given, once their handshakes are over.
     pub(crate) async fn open_many_raw(&self, path: &str, count: usize) -> Vec<RawClient> {
         let mut clients = Vec::with_capacity(count);
