@@ -199,12 +199,13 @@ async fn flood_of_tiny_messages_to_subscribers_that_lose_them_leaves_others_thei
     const QUEUE_BYTES: usize = 128 * 1024;
     const MESSAGES_A_WRITE: usize = 5_000;
     // More than the queues of the two hold, so that both lose messages all the while.
-    const WRITES: usize = 40;
+    const WRITES: usize = 10;
     let queue = QUEUE_BYTES.to_string();
     let flood = encode(BINARY, b"").repeat(MESSAGES_A_WRITE);
     for policy in ["drop-oldest", "drop-newest"] {
-        let siege =
-            Siege::begin(&["--slow-consumer", policy, "--outbound-queue-bytes", &queue]).await;
+        // What waits between the shards is bounded too, by 16 MiB unless it is told otherwise.
+        let bounds = ["--outbound-queue-bytes", &queue, "--mailbox-bytes", "512KiB"];
+        let siege = Siege::begin(&[&["--slow-consumer", policy], &bounds[..]].concat()).await;
         let toll = siege.withstand(async |siege| {
             let gateway = &siege.gateway;
             let mut stalled = Vec::new();
