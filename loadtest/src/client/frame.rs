@@ -19,7 +19,7 @@ pub(crate) mod opcode {
 /// The server broke the protocol.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(crate) enum FrameError {
-    /// A reserved bit; no extension was offered.
+    /// A reserved bit that no extension has a use for.
     #[error("a reserved bit is set")]
     ReservedBit,
     /// An opcode that RFC 6455 does not have.
@@ -38,6 +38,9 @@ pub(crate) enum FrameError {
 pub(crate) struct Frame<'a> {
     pub(crate) opcode: u8,
     pub(crate) is_final: bool,
+    /// RSV1, by which permessage-deflate marks the first frame of a compressed message (RFC 7692
+    /// section 6); for who has agreed to it.
+    pub(crate) is_compressed: bool,
     /// As it lies in the buffer: masked if the dialect is.
     pub(crate) payload: &'a [u8],
     /// Of the frame with its header.
@@ -45,7 +48,7 @@ pub(crate) struct Frame<'a> {
 }
 
 /// A frame larger than this is refused, in bytes.
-const MAX_PAYLOAD_BYTES: u64 = 1 << 30;
+pub(crate) const MAX_PAYLOAD_BYTES: u64 = 1 << 30;
 
 /// Reads the frame at the front of `input`; `None` while a part of it is missing.
 #[inline]
@@ -53,10 +56,11 @@ pub(crate) fn decode(input: &[u8], is_masked: bool) -> Result<Option<Frame<'_>>,
     let [first, second, rest @ ..] = input else {
         return Ok(None);
     };
-    if first & 0x70 != 0 {
+    let opcode = first & 0x0f;
+    let is_compressed = first & 0x40 != 0;
+    if first & 0x30 != 0 || (is_compressed && !matches!(opcode, opcode::TEXT | opcode::BINARY)) {
         return Err(FrameError::ReservedBit);
     }
-    let opcode = first & 0x0f;
     if !matches!(opcode, 0..=2 | 8..=10) {
         return Err(FrameError::Opcode);
     }
@@ -79,7 +83,8 @@ pub(crate) fn decode(input: &[u8], is_masked: bool) -> Result<Option<Frame<'_>>,
     }
     let bytes = header + length as usize;
     let payload = input.get(header..bytes);
-    Ok(payload.map(|payload| Frame { opcode, is_final: first & 0x80 != 0, payload, bytes }))
+    let is_final = first & 0x80 != 0;
+    Ok(payload.map(|payload| Frame { opcode, is_final, is_compressed, payload, bytes }))
 }
 
 /// Appends one masked frame.
@@ -132,7 +137,10 @@ mod tests {
 
     #[test]
     fn what_breaks_the_protocol_is_refused() {
-        assert_eq!(decode(&[0xc1, 0], false), Err(FrameError::ReservedBit));
+        for reserved in [0xa1, 0x91, 0xc0, 0xc9] {
+            assert_eq!(decode(&[reserved, 0], false), Err(FrameError::ReservedBit), "{reserved:x}");
+        }
+        assert!(decode(&[0xc1, 0], false).unwrap().unwrap().is_compressed);
         assert_eq!(decode(&[0x83, 0], false), Err(FrameError::Opcode));
         assert_eq!(decode(&[0x81, 0x80], false), Err(FrameError::Mask));
         assert_eq!(decode(&[0x81, 0], true), Err(FrameError::Mask));

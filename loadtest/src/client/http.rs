@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::client::deflate::{self, Agreed};
+
 /// The sample nonce of RFC 6455 section 1.3 and the answer to it. A nonce keeps caches from answering;
 /// there are none between a load test and its server.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -35,6 +37,8 @@ pub(crate) struct Response {
     pub(crate) retry_after: Option<u64>,
     /// The body says that something is wrong.
     pub(crate) has_error: bool,
+    /// What a 101 says about compression.
+    pub(crate) agreed: Option<Agreed>,
     /// Of the response, with its body.
     pub(crate) bytes: usize,
 }
@@ -45,7 +49,7 @@ pub(crate) enum ResponseError {
     /// Not HTTP.
     #[error("the response is not HTTP")]
     Syntax,
-    /// A 101 without the right `Sec-WebSocket-Accept`, or an extension that was not offered.
+    /// A 101 without the right `Sec-WebSocket-Accept`, or an extension that nobody offers.
     #[error("the handshake was answered wrongly")]
     Handshake,
 }
@@ -67,12 +71,18 @@ pub(crate) fn response(input: &[u8]) -> Result<Option<Response>, ResponseError> 
     let number =
         |name: &str| header(name).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
     if status == 101 {
-        if header("sec-websocket-accept") != Some(ACCEPT)
-            || header("sec-websocket-extensions").is_some()
-        {
+        if header("sec-websocket-accept") != Some(ACCEPT) {
             return Err(ResponseError::Handshake);
         }
-        return Ok(Some(Response { status, retry_after: None, has_error: false, bytes: head }));
+        let agreed = header("sec-websocket-extensions")
+            .map(|extensions| std::str::from_utf8(extensions).ok().and_then(deflate::agreed));
+        let agreed = match agreed {
+            Some(None) => return Err(ResponseError::Handshake),
+            Some(agreed) => agreed,
+            None => None,
+        };
+        let (retry_after, has_error, bytes) = (None, false, head);
+        return Ok(Some(Response { status, retry_after, has_error, agreed, bytes }));
     }
     let length = number("content-length").unwrap_or(0) as usize;
     let Some(body) = input.get(head..head.saturating_add(length)) else {
@@ -80,7 +90,8 @@ pub(crate) fn response(input: &[u8]) -> Result<Option<Response>, ResponseError> 
     };
     let has_error = body.windows(8).any(|window| window == b"\"error\":");
     let retry_after = number("retry-after");
-    Ok(Some(Response { status, retry_after, has_error, bytes: head + length }))
+    let bytes = head + length;
+    Ok(Some(Response { status, retry_after, has_error, agreed: None, bytes }))
 }
 
 #[cfg(test)]
@@ -93,8 +104,13 @@ mod tests {
         for split in 0..text.len() {
             assert_eq!(response(&text[..split]), Ok(None), "{split}");
         }
-        let expected =
-            Response { status: 503, retry_after: Some(2), has_error: false, bytes: text.len() };
+        let expected = Response {
+            status: 503,
+            retry_after: Some(2),
+            has_error: false,
+            agreed: None,
+            bytes: text.len(),
+        };
         assert_eq!(response(text), Ok(Some(expected)));
     }
 
@@ -107,6 +123,12 @@ mod tests {
         assert_eq!(response(right.as_bytes()).unwrap().unwrap().bytes, right.len() - 4);
         let wrong = b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: x\r\n\r\n";
         assert_eq!(response(wrong), Err(ResponseError::Handshake));
+        let extended =
+            right.replace("\r\n\r\n", "\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n");
+        let agreed = response(extended.as_bytes()).unwrap().unwrap().agreed;
+        assert_eq!(agreed, Some(Agreed { keeps_window: true }));
+        let unknown = extended.replace("permessage-deflate", "permessage-zip");
+        assert_eq!(response(unknown.as_bytes()), Err(ResponseError::Handshake));
         assert_eq!(response(b"SSH-2.0-x\r\n"), Err(ResponseError::Syntax));
     }
 

@@ -4,10 +4,12 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 
+use crate::client::deflate::{Agreed, Inflated, Inflater};
 use crate::client::frame::{self, FrameError, opcode};
+use crate::client::http;
 use crate::client::nats::{self, Line};
+use crate::client::payload::Payload;
 use crate::client::stamp::Stamp;
-use crate::client::{http, stamp};
 use crate::engine::plan::{Plan, Role};
 use crate::target::Dialect;
 
@@ -51,8 +53,16 @@ pub(crate) struct Connection {
     pub(crate) due: VecDeque<u64>,
     /// NATS's stream so far as it is not understood.
     stream: Vec<u8>,
-    /// The beginning of a message in fragments.
+    /// The beginning of a message in fragments, and whether it is compressed.
     fragments: Vec<u8>,
+    is_compressed: bool,
+    /// How compressed messages are read; `None` where compression was not agreed on.
+    deflate: Option<Deflate>,
+    /// Of the frames of messages that nobody has counted.
+    pub(crate) wire_bytes: u64,
+    /// Echoes of varied content: how many were sent on this socket, and how many came back.
+    pub(crate) sent: u64,
+    pub(crate) echoed: u64,
     /// The next number of each publisher of the channel.
     pub(crate) next: Vec<u32>,
     pub(crate) received: u64,
@@ -60,6 +70,13 @@ pub(crate) struct Connection {
     pub(crate) close_code: Option<u16>,
     /// Echoes left until it goes.
     pub(crate) messages_left: u32,
+}
+
+/// How compressed messages are read.
+enum Deflate {
+    /// Nothing is kept: the thread's [`Inflated`] serves all of its connections.
+    Shared,
+    Window(Box<Inflater>),
 }
 
 /// What a connection has heard.
@@ -120,6 +137,11 @@ impl Connection {
             due: VecDeque::new(),
             stream: Vec::new(),
             fragments: Vec::new(),
+            is_compressed: false,
+            deflate: None,
+            wire_bytes: 0,
+            sent: 0,
+            echoed: 0,
             next: Vec::new(),
             received: 0,
             gaps: 0,
@@ -136,6 +158,9 @@ impl Connection {
         self.unsent = Vec::new();
         self.stream = Vec::new();
         self.fragments = Vec::new();
+        self.deflate = None;
+        self.sent = 0;
+        self.echoed = 0;
         self.wants_write = false;
         self.is_paused = false;
         self.due.clear();
@@ -158,7 +183,9 @@ impl Connection {
             Dialect::Nats => "/".to_owned(),
             Dialect::WebSocket | Dialect::MaskedFrames => self.path(plan),
         };
-        http::handshake(&path, &plan.target.host, &plan.headers).into_bytes()
+        let mut headers = plan.headers.clone();
+        headers.extend(plan.compression.offer().map(str::to_owned));
+        http::handshake(&path, &plan.target.host, &headers).into_bytes()
     }
 
     /// Sends `bytes`, or keeps them until the socket takes them. Returns whether some were kept.
@@ -194,11 +221,12 @@ impl Connection {
     }
 
     /// Reads once into `buffer` behind what was kept, and says what was heard. The buffer has room for
-    /// what is kept and more.
+    /// what is kept and more. `inflated` is for all connections of the thread.
     pub(crate) fn read(
         &mut self,
         buffer: &mut Vec<u8>,
         plan: &Plan,
+        inflated: &mut Inflated,
         mut heard: impl FnMut(&mut Self, Heard<'_>) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
         let Some(socket) = &mut self.socket else {
@@ -223,7 +251,7 @@ impl Connection {
                     self.read_response(input, &mut heard)?
                 }
                 State::Subscribing | State::Open | State::Closing => {
-                    self.read_frame(input, plan.target.dialect, &mut heard)?
+                    self.read_frame(input, plan.target.dialect, inflated, &mut heard)?
                 }
                 State::Away | State::Dialing => return Ok(()),
             };
@@ -251,6 +279,12 @@ impl Connection {
         if response.status != 101 {
             return Err(Fault::Handshake(format!("status {}", response.status)));
         }
+        let checked = plan.compression.check(response.agreed);
+        checked.map_err(|error| Fault::Handshake(error.to_owned()))?;
+        self.deflate = response.agreed.map(|agreed: Agreed| match agreed.keeps_window {
+            true => Deflate::Window(Box::new(Inflater::new(agreed))),
+            false => Deflate::Shared,
+        });
         if plan.target.dialect == Dialect::Nats {
             self.state = State::Subscribing;
             let open = nats::open(&nats::subject(&self.path(plan)));
@@ -283,24 +317,34 @@ impl Connection {
         &mut self,
         input: &[u8],
         dialect: Dialect,
+        inflated: &mut Inflated,
         heard: &mut impl FnMut(&mut Self, Heard<'_>) -> Result<(), Fault>,
     ) -> Result<usize, Fault> {
         let is_masked = dialect == Dialect::MaskedFrames;
         let Some(frame) = frame::decode(input, is_masked).map_err(Fault::Frame)? else {
             return Ok(0);
         };
+        if frame.is_compressed && self.deflate.is_none() {
+            return Err(Fault::Frame(FrameError::ReservedBit));
+        }
+        if frame.opcode < opcode::CLOSE {
+            self.wire_bytes += frame.bytes as u64;
+        }
         match frame.opcode {
             opcode::TEXT | opcode::BINARY | opcode::CONTINUATION if dialect == Dialect::Nats => {
                 self.read_stream(frame.payload, heard)?;
             }
             opcode::TEXT | opcode::BINARY if frame.is_final => {
-                heard(self, Heard::Message(frame.payload))?;
+                self.read_message(frame.payload, frame.is_compressed, inflated, heard)?;
             }
             opcode::TEXT | opcode::BINARY | opcode::CONTINUATION => {
+                if frame.opcode != opcode::CONTINUATION {
+                    self.is_compressed = frame.is_compressed;
+                }
                 self.fragments.extend_from_slice(frame.payload);
                 if frame.is_final {
                     let message = std::mem::take(&mut self.fragments);
-                    heard(self, Heard::Message(&message))?;
+                    self.read_message(&message, self.is_compressed, inflated, heard)?;
                 }
             }
             opcode::PING => {
@@ -317,6 +361,28 @@ impl Connection {
             _ => {}
         }
         Ok(frame.bytes)
+    }
+
+    #[inline]
+    fn read_message(
+        &mut self,
+        payload: &[u8],
+        is_compressed: bool,
+        inflated: &mut Inflated,
+        heard: &mut impl FnMut(&mut Self, Heard<'_>) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        let broken = |error| Fault::Protocol(format!("broken message: {error}"));
+        match &mut self.deflate {
+            Some(Deflate::Shared) if is_compressed => {
+                let message = inflated.message(payload).map_err(broken)?;
+                heard(self, Heard::Message(message))
+            }
+            Some(Deflate::Window(inflater)) if is_compressed => {
+                let message = inflater.inflate(payload).map_err(broken)?;
+                heard(self, Heard::Message(&message))
+            }
+            _ => heard(self, Heard::Message(payload)),
+        }
     }
 
     fn read_stream(
@@ -354,13 +420,19 @@ impl Connection {
 
     /// Reads the stamp of a message.
     #[inline]
-    pub(crate) fn stamp(payload: &[u8], dialect: Dialect) -> Option<Stamp> {
+    pub(crate) fn stamp(message: &[u8], payload: Payload, dialect: Dialect) -> Option<Stamp> {
+        /// Of the mask's key: it begins anew so often.
+        const PERIOD: usize = 4;
+        let at = payload.stamp_at();
         if dialect == Dialect::MaskedFrames {
-            let mut text = *payload.first_chunk::<{ stamp::Stamp::BYTES }>()?;
+            let before = at % PERIOD;
+            let masked = message.get(at - before..at + Stamp::BYTES)?;
+            let mut text = [0; Stamp::BYTES + PERIOD];
+            text[..masked.len()].copy_from_slice(masked);
             frame::mask(&mut text);
-            return Stamp::read(&text);
+            return Stamp::read(&text[before..]);
         }
-        Stamp::read(payload)
+        Stamp::read(message.get(at..)?)
     }
 
     /// Takes note of message `number` of the publisher with this `index` in its channel. Returns how

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::client::deflate::Compression;
+use crate::client::payload::Payload;
 use crate::target::Target;
 
 /// What one client is for.
@@ -85,8 +87,11 @@ pub(crate) struct Plan {
     /// One for each client. Those who publish come last.
     pub(crate) roles: Vec<Role>,
     pub(crate) load: Load,
+    pub(crate) payload: Payload,
     pub(crate) payload_bytes: usize,
     pub(crate) is_text: bool,
+    /// What every client offers.
+    pub(crate) compression: Compression,
     pub(crate) threads: usize,
     /// Handshakes begun in a second; `None`: as fast as it goes.
     pub(crate) connect_rate: Option<f64>,

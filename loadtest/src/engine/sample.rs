@@ -33,7 +33,10 @@ pub(crate) struct Sample {
 pub(crate) struct Counts {
     pub(crate) sent: u64,
     pub(crate) received: u64,
+    /// Of payloads, inflated where they were compressed.
     pub(crate) received_bytes: u64,
+    /// Of the frames that they came in.
+    pub(crate) wire_bytes: u64,
     /// Handshakes answered with 101.
     pub(crate) opened: u64,
     /// Connections that came, did what they were for, and went.
@@ -47,6 +50,7 @@ impl std::ops::AddAssign for Counts {
         self.sent += other.sent;
         self.received += other.received;
         self.received_bytes += other.received_bytes;
+        self.wire_bytes += other.wire_bytes;
         self.opened += other.opened;
         self.completed += other.completed;
         self.pings += other.pings;

@@ -13,7 +13,9 @@ use hdrhistogram::Histogram;
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 
+use crate::client::deflate::Inflated;
 use crate::client::frame::{self, opcode};
+use crate::client::payload::Payload;
 use crate::client::stamp::Stamp;
 use crate::client::{http, nats};
 use crate::engine::connection::{Connection, Fault, Heard, READ_BYTES, State};
@@ -45,6 +47,7 @@ pub(crate) struct Worker {
     connections: Vec<Connection>,
     plan: Arc<Plan>,
     buffer: Vec<u8>,
+    inflated: Inflated,
     cx: Context,
 }
 
@@ -67,7 +70,7 @@ struct Context {
     replies: u32,
     /// A publication was refused in this read, and may come again after so many nanoseconds.
     refused: Option<u64>,
-    /// A message of an echo as it has to come back.
+    /// A message of an echo as it has to come back, where they are all the same.
     expected: Vec<u8>,
     /// Frames of a message, as many as may be in flight.
     frames: Vec<u8>,
@@ -146,7 +149,8 @@ impl Worker {
             scratch: Vec::new(),
             plan: Arc::clone(&plan),
         };
-        Ok(Self { connections, plan, buffer: vec![0; READ_BYTES], cx })
+        let (buffer, inflated) = (vec![0; READ_BYTES], Inflated::new());
+        Ok(Self { connections, plan, buffer, inflated, cx })
     }
 
     fn turn_until_end(mut self) -> io::Result<Last> {
@@ -249,7 +253,8 @@ impl Worker {
             let ends = epoll::EventFlags::HUP | epoll::EventFlags::ERR;
             if result.is_ok() && flags.intersects(epoll::EventFlags::IN | ends) {
                 let cx = &mut self.cx;
-                result = connection.read(&mut self.buffer, &self.plan, |connection, heard| {
+                let (buffer, inflated) = (&mut self.buffer, &mut self.inflated);
+                result = connection.read(buffer, &self.plan, inflated, |connection, heard| {
                     cx.heard(connection, heard)
                 });
             }
@@ -637,9 +642,10 @@ impl Context {
         let now = self.control.now();
         self.counts.received += 1;
         self.counts.received_bytes += payload.len() as u64;
+        self.counts.wire_bytes += std::mem::take(&mut connection.wire_bytes);
         match connection.role {
             Role::Echo | Role::Churn { .. } => {
-                if payload != self.expected {
+                if !self.is_next_echo(connection, payload) {
                     return Err(Fault::Protocol("an echo is not what was sent".to_owned()));
                 }
                 let Some(due) = connection.due.pop_front() else {
@@ -656,7 +662,8 @@ impl Context {
                 }
             }
             Role::Subscriber { .. } | Role::Publisher { .. } | Role::Stalled { .. } => {
-                let stamp = Connection::stamp(payload, self.plan.target.dialect)
+                let dialect = self.plan.target.dialect;
+                let stamp = Connection::stamp(payload, self.plan.payload, dialect)
                     .filter(|_| payload.len() == self.plan.payload_bytes);
                 let index = stamp.and_then(|stamp| self.publisher_index.get(&stamp.publisher));
                 let (Some(stamp), Some(index)) = (stamp, index) else {
@@ -679,6 +686,22 @@ impl Context {
         Ok(())
     }
 
+    /// Whether this is the oldest message that `connection` has sent and has not got back.
+    #[inline]
+    fn is_next_echo(&mut self, connection: &mut Connection, payload: &[u8]) -> bool {
+        if self.plan.payload == Payload::Filler {
+            return payload == self.expected;
+        }
+        self.expected.clear();
+        let (sender, bytes) = (connection.number as u64, self.plan.payload_bytes);
+        self.plan.payload.write(sender, connection.echoed, bytes, &mut self.expected);
+        connection.echoed += 1;
+        if self.plan.target.dialect == Dialect::MaskedFrames {
+            frame::mask(&mut self.expected);
+        }
+        payload == self.expected
+    }
+
     /// Sends so many messages that are due at `due`. Returns whether the socket did not take all.
     fn send_messages(
         &mut self,
@@ -688,7 +711,8 @@ impl Context {
     ) -> io::Result<bool> {
         self.counts.sent += u64::from(count);
         let is_nats = self.plan.target.dialect == Dialect::Nats;
-        if connection.role.publisher().is_none() && !is_nats {
+        let is_repeated = self.plan.payload == Payload::Filler;
+        if connection.role.publisher().is_none() && !is_nats && is_repeated {
             connection.due.extend((0..count).map(|_| due));
             let bytes = (count as usize * self.frame_bytes).min(self.frames.len());
             return connection.send(&self.frames[..bytes]);
@@ -697,11 +721,15 @@ impl Context {
         let mut payload = std::mem::take(&mut self.scratch);
         let mut frames = Vec::new();
         for _ in 0..count {
-            payload.clear();
-            payload.resize(self.plan.payload_bytes, b'x');
             match connection.role.publisher() {
-                Some((_, publisher)) => self.stamp(publisher, due).write(&mut payload),
-                None => connection.due.push_back(due),
+                Some((_, publisher)) => self.write_message(publisher, due, &mut payload),
+                None => {
+                    payload.clear();
+                    let (sender, bytes) = (connection.number as u64, self.plan.payload_bytes);
+                    self.plan.payload.write(sender, connection.sent, bytes, &mut payload);
+                    connection.sent += 1;
+                    connection.due.push_back(due);
+                }
             }
             if is_nats {
                 let mut publication = Vec::new();
@@ -716,10 +744,14 @@ impl Context {
         connection.send(&frames)
     }
 
-    /// The stamp of a publisher's next message.
-    fn stamp(&self, publisher: u16, due: u64) -> Stamp {
+    /// Writes a publisher's next message over what `message` was.
+    fn write_message(&self, publisher: u16, due: u64, message: &mut Vec<u8>) {
         let published = &self.control.published[usize::from(publisher)];
-        Stamp { due, publisher, number: published.fetch_add(1, Ordering::Release) }
+        let stamp = Stamp { due, publisher, number: published.fetch_add(1, Ordering::Release) };
+        let Plan { payload, payload_bytes, .. } = *self.plan;
+        message.clear();
+        payload.write(publisher.into(), stamp.number.into(), payload_bytes, message);
+        stamp.write(&mut message[payload.stamp_at()..]);
     }
 
     /// Publishes the oldest message that is due, if none is under way.
@@ -735,8 +767,8 @@ impl Context {
         }
         connection.messages_left = 1;
         self.counts.sent += 1;
-        let mut payload = vec![b'x'; self.plan.payload_bytes];
-        self.stamp(publisher, *due).write(&mut payload);
+        let mut payload = Vec::new();
+        self.write_message(publisher, *due, &mut payload);
         let data = String::from_utf8_lossy(&payload);
         let key = api.key.as_deref();
         let request = http::publish(&api.host, &channel_name(channel), &data, key);

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
-use crate::engine::plan::{Api, Load};
+use crate::client::deflate::Compression;
+use crate::client::payload::Payload;
+use crate::engine::plan::{Api, Load, Plan};
 use crate::report::model::Parameter;
-use crate::scenario::parameter;
+use crate::scenario::{RunError, parameter};
 use crate::server_process::ServerProcess;
 use crate::target::Target;
 
@@ -78,6 +80,9 @@ pub(crate) struct Messages {
     /// Payload of a message, such as 64 or 16KiB
     #[arg(long, value_name = "SIZE", default_value = "64", value_parser = size)]
     pub(crate) size: usize,
+    /// What the payload is made of
+    #[arg(long, value_name = "WHAT", default_value = "filler")]
+    pub(crate) payload: Payload,
     /// What the payload is sent as
     #[arg(long, value_name = "KIND", default_value = "binary")]
     pub(crate) message: MessageKind,
@@ -108,13 +113,63 @@ impl Messages {
         self.message == MessageKind::Text
     }
 
+    /// Puts what is sent, and when, into `plan`.
+    ///
+    /// # Errors
+    ///
+    /// The size is too small for what the payload is made of.
+    pub(crate) fn apply_to(&self, plan: &mut Plan) -> Result<(), RunError> {
+        let is_measured_by_readers = plan.roles.iter().any(|role| role.publisher().is_some());
+        let min_bytes = self.payload.min_bytes();
+        if self.size < min_bytes && (is_measured_by_readers || self.payload == Payload::Json) {
+            return Err(RunError::Settings(format!(
+                "size is {}, but a message of {} has at least {min_bytes} bytes{}",
+                self.size,
+                self.payload.name(),
+                if is_measured_by_readers { " where its readers measure it" } else { "" },
+            )));
+        }
+        plan.load = self.load();
+        plan.payload = self.payload;
+        plan.payload_bytes = self.size;
+        plan.is_text = self.is_text();
+        Ok(())
+    }
+
     pub(crate) fn parameters(&self) -> Vec<Parameter> {
         let message = if self.is_text() { "text" } else { "binary" };
         let load = match self.rate {
             Some(rate) => parameter("rate", rate),
             None => parameter("in-flight", self.in_flight),
         };
-        vec![parameter("size", ByteSize(self.size as u64)), parameter("message", message), load]
+        let mut parameters = vec![
+            parameter("size", ByteSize(self.size as u64)),
+            parameter("message", message),
+            load,
+        ];
+        if self.payload != Payload::Filler {
+            parameters.push(parameter("payload", self.payload.name()));
+        }
+        parameters
+    }
+}
+
+/// What clients offer in their handshake.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Compression")]
+pub(crate) struct Offer {
+    /// Offer permessage-deflate. The clients inflate, or compare with what was inflated; what they send
+    /// is not compressed
+    #[arg(long, value_name = "MODE", default_value = "off")]
+    pub(crate) compression: Compression,
+}
+
+impl Offer {
+    pub(crate) fn parameters(&self) -> Vec<Parameter> {
+        match self.compression {
+            Compression::Off => Vec::new(),
+            mode => vec![parameter("compression", mode.name())],
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::engine::plan::{Phase, Role};
 use crate::report::model::{Parameter, Report};
-use crate::scenario::arguments::{Course, Messages, Place};
+use crate::scenario::arguments::{Course, Messages, Offer, Place};
 use crate::scenario::run::{Run, RunError};
 use crate::scenario::{Scenario, parameter};
 
@@ -14,6 +14,8 @@ pub(crate) struct Echo {
     connections: u32,
     #[command(flatten)]
     messages: Messages,
+    #[command(flatten)]
+    pub(super) offer: Offer,
     #[command(flatten)]
     course: Course,
 }
@@ -28,14 +30,14 @@ impl Scenario for Echo {
     fn parameters(&self) -> Vec<Parameter> {
         let mut parameters = vec![parameter("connections", self.connections)];
         parameters.extend(self.messages.parameters());
+        parameters.extend(self.offer.parameters());
         parameters
     }
 
     fn run(&self, place: &Place) -> Result<Report, RunError> {
         let mut plan = Run::plan(place, &self.course, vec![Role::Echo; self.connections as usize]);
-        plan.load = self.messages.load();
-        plan.payload_bytes = self.messages.size;
-        plan.is_text = self.messages.is_text();
+        self.messages.apply_to(&mut plan)?;
+        plan.compression = self.offer.compression;
         let mut run = Run::start(plan, place, Self::KIND, self.course.quiet)?;
         run.connect()?;
         run.fleet.stay(Phase::WarmingUp, self.course.warmup)?;

@@ -1,9 +1,8 @@
 //! Publications that go to many subscribers.
 
-use crate::client::stamp::Stamp;
 use crate::engine::plan::{Phase, Plan, Role};
 use crate::report::model::{Parameter, Report};
-use crate::scenario::arguments::{Course, Messages, Place};
+use crate::scenario::arguments::{Course, Messages, Offer, Place};
 use crate::scenario::run::{Run, RunError};
 use crate::scenario::{Scenario, parameter};
 
@@ -14,6 +13,8 @@ pub(crate) struct Fanout {
     audience: Audience,
     #[command(flatten)]
     messages: Messages,
+    #[command(flatten)]
+    pub(super) offer: Offer,
     #[command(flatten)]
     course: Course,
 }
@@ -65,13 +66,6 @@ impl Audience {
         messages: &Messages,
         stalled: u32,
     ) -> Result<Plan, RunError> {
-        if messages.size < Stamp::BYTES {
-            return Err(RunError::Settings(format!(
-                "size is {}, but a message that is measured by its readers has at least {} bytes",
-                messages.size,
-                Stamp::BYTES
-            )));
-        }
         let is_http = self.publish_by == PublishBy::Http;
         if is_http && place.api.is_none() {
             return Err(RunError::Settings(
@@ -97,9 +91,7 @@ impl Audience {
             }
         });
         let mut plan = Run::plan(place, course, subscribers.chain(publishers).collect());
-        plan.load = messages.load();
-        plan.payload_bytes = messages.size;
-        plan.is_text = messages.is_text();
+        messages.apply_to(&mut plan)?;
         Ok(plan)
     }
 }
@@ -114,11 +106,13 @@ impl Scenario for Fanout {
     fn parameters(&self) -> Vec<Parameter> {
         let mut parameters = self.audience.parameters();
         parameters.extend(self.messages.parameters());
+        parameters.extend(self.offer.parameters());
         parameters
     }
 
     fn run(&self, place: &Place) -> Result<Report, RunError> {
-        let plan = self.audience.plan(place, &self.course, &self.messages, 0)?;
+        let mut plan = self.audience.plan(place, &self.course, &self.messages, 0)?;
+        plan.compression = self.offer.compression;
         let mut run = Run::start(plan, place, Self::KIND, self.course.quiet)?;
         run.connect()?;
         run.fleet.stay(Phase::WarmingUp, self.course.warmup)?;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::plan::{Phase, Role};
 use crate::report::model::{Parameter, Report};
-use crate::scenario::arguments::{Course, Place};
+use crate::scenario::arguments::{Course, Offer, Place};
 use crate::scenario::run::{FIRST_CONNECTIONS, Run, RunError, finding};
 use crate::scenario::{Scenario, parameter};
 
@@ -25,6 +25,8 @@ pub(crate) struct Idle {
     /// Channels, over which they spread evenly
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..))]
     channels: u32,
+    #[command(flatten)]
+    pub(super) offer: Offer,
     #[command(flatten)]
     course: Course,
 }
@@ -51,6 +53,7 @@ impl Scenario for Idle {
                 parameters.push(parameter("channels", self.channels));
             }
         }
+        parameters.extend(self.offer.parameters());
         parameters
     }
 
@@ -61,7 +64,8 @@ impl Scenario for Idle {
         });
         let roles: Vec<Role> = roles.collect();
         let wanted = roles.len();
-        let plan = Run::plan(place, &self.course, roles);
+        let mut plan = Run::plan(place, &self.course, roles);
+        plan.compression = self.offer.compression;
         let mut run = Run::start(plan, place, Self::KIND, self.course.quiet)?;
 
         let first = FIRST_CONNECTIONS.min(wanted / 2);

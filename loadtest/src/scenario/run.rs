@@ -7,8 +7,12 @@ use hdrhistogram::Histogram;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 
+use crate::client::deflate::Compression;
+use crate::client::payload::Payload;
 use crate::engine::fleet::{Collected, Counted, Fleet};
 use crate::engine::plan::{Load, Phase, Plan, Role};
+use crate::engine::sample::Counts;
+use crate::report::format;
 use crate::report::model::{Connections, Finding, Latency, Messages, Report, ServerUsage};
 use crate::report::progress::Progress;
 use crate::scenario::Scenario;
@@ -71,8 +75,10 @@ impl Run {
             headers: place.headers.clone(),
             roles,
             load: Load::None,
+            payload: Payload::Filler,
             payload_bytes: 0,
             is_text: false,
+            compression: Compression::Off,
             threads: course.threads.get(),
             connect_rate: course.connect_rate,
             max_dialing: course.max_dialing.get().div_ceil(course.threads.get()),
@@ -198,12 +204,26 @@ impl Run {
             connect_latency: latency(&connecting),
             errors: collected.errors.clone(),
             server,
-            findings: Vec::new(),
+            findings: wire_findings(&plan, counts),
             timeline: collected.timeline.clone(),
             checks: Vec::new(),
         };
         Ok((report, collected))
     }
+}
+
+/// What compression has saved. Told of uncompressed JSON too, for the comparison.
+fn wire_findings(plan: &Plan, counts: Counts) -> Vec<Finding> {
+    let is_told = plan.compression != Compression::Off || plan.payload != Payload::Filler;
+    if !is_told || counts.received == 0 || counts.received_bytes == 0 {
+        return Vec::new();
+    }
+    let each = counts.wire_bytes as f64 / counts.received as f64;
+    let saved = 100.0 * (1.0 - counts.wire_bytes as f64 / counts.received_bytes as f64);
+    vec![
+        finding("bytes on the wire a message", each, "bytes", format::bytes(each)),
+        finding("saved of the payload's bytes", saved, "%", format!("{saved:.1} %")),
+    ]
 }
 
 fn usage(fleet: &Fleet) -> Usage {
