@@ -14,7 +14,7 @@ use crate::peers_command::Peers;
 use crate::report::model::{Check, Comparison, Document, Report};
 use crate::report::{format, html, json, machine, table};
 use crate::scenario::arguments::Place;
-use crate::scenario::{Churn, Echo, Fanout, Idle, Scenario, Slow, Storm};
+use crate::scenario::{Churn, Echo, Fanout, Idle, Scenario, Slow, Soak, Storm};
 use crate::server_process::ServerProcess;
 use crate::suite::{self, Run};
 use crate::target::{Dialect, Target, authority};
@@ -58,6 +58,8 @@ pub(crate) enum Single {
     Slow(One<Slow>),
     /// Connections that come and go
     Churn(One<Churn>),
+    /// Mixed load, churn and faults for a long time, with everything checked that is promised
+    Soak(One<Soak>),
 }
 
 /// What there is to be told about one scenario against one server.
@@ -257,6 +259,7 @@ impl Single {
             Self::Storm(one) => one.run(),
             Self::Slow(one) => one.run(),
             Self::Churn(one) => one.run(),
+            Self::Soak(one) => one.run(),
         }
     }
 
@@ -268,6 +271,7 @@ impl Single {
             Self::Storm(one) => &one.output,
             Self::Slow(one) => &one.output,
             Self::Churn(one) => &one.output,
+            Self::Soak(one) => &one.output,
         }
     }
 

@@ -61,6 +61,12 @@ impl ServerProcess {
         usage
     }
 
+    /// How many descriptors it has open; its children's do not count.
+    pub(crate) fn descriptors(self) -> Option<u64> {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.pid)).ok()?;
+        Some(open.count() as u64)
+    }
+
     fn family(self) -> Vec<u32> {
         let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
         let processes = fs::read_dir("/proc").into_iter().flatten().flatten();

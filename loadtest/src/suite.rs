@@ -114,7 +114,9 @@ pub(crate) fn scenarios_of(
 /// A table as the words of a command line.
 fn words(mut table: Table, first: &[&str]) -> Result<Vec<String>, String> {
     let Some(Value::String(kind)) = table.remove("kind") else {
-        return Err("a scenario has no kind: echo, fanout, idle, storm, slow or churn".to_owned());
+        return Err(
+            "a scenario has no kind: echo, fanout, idle, storm, slow, churn or soak".to_owned()
+        );
     };
     let (mut before, mut behind) = (Vec::new(), Vec::new());
     for (key, value) in table {

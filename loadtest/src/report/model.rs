@@ -33,7 +33,7 @@ pub struct Machine {
 pub struct Report {
     /// What the person called it; the kind where nothing was said.
     pub name: String,
-    /// `echo`, `fanout`, `idle`, `storm`, `slow` or `churn`.
+    /// `echo`, `fanout`, `idle`, `storm`, `slow`, `churn` or `soak`.
     pub kind: &'static str,
     /// The server's URL.
     pub target: String,
@@ -189,7 +189,7 @@ pub struct Moment {
 /// A condition of the command line.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
-    /// `max-p99`, `min-rate` or `max-errors`.
+    /// `max-p99`, `min-rate` or `max-errors`; for a soak the invariant.
     pub name: &'static str,
     /// What was asked for, for a person.
     pub wanted: String,

@@ -4,7 +4,7 @@ use crate::engine::plan::{Phase, Role};
 use crate::report::model::{Parameter, Report};
 use crate::scenario::arguments::{Course, Place};
 use crate::scenario::run::{Run, RunError, finding, told};
-use crate::scenario::{Scenario, parameter};
+use crate::scenario::{Measured, Scenario, parameter};
 
 /// Each client connects, has its echoes, closes by the closing handshake, and begins again; at
 /// `--connect-rate` or as fast as it goes.
@@ -23,12 +23,14 @@ pub(crate) struct Churn {
     course: Course,
 }
 
-impl Scenario for Churn {
-    const KIND: &'static str = "churn";
-
+impl Measured for Churn {
     fn course(&self) -> &Course {
         &self.course
     }
+}
+
+impl Scenario for Churn {
+    const KIND: &'static str = "churn";
 
     fn parameters(&self) -> Vec<Parameter> {
         vec![

@@ -4,7 +4,7 @@ use crate::engine::plan::{Phase, Role};
 use crate::report::model::{Parameter, Report};
 use crate::scenario::arguments::{Course, Messages, Offer, Place};
 use crate::scenario::run::{Run, RunError};
-use crate::scenario::{Scenario, parameter};
+use crate::scenario::{Measured, Scenario, parameter};
 
 /// Every message comes back to its sender, and is compared with what was sent.
 #[derive(Clone, Debug, clap::Args)]
@@ -20,12 +20,14 @@ pub(crate) struct Echo {
     course: Course,
 }
 
-impl Scenario for Echo {
-    const KIND: &'static str = "echo";
-
+impl Measured for Echo {
     fn course(&self) -> &Course {
         &self.course
     }
+}
+
+impl Scenario for Echo {
+    const KIND: &'static str = "echo";
 
     fn parameters(&self) -> Vec<Parameter> {
         let mut parameters = vec![parameter("connections", self.connections)];

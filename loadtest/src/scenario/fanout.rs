@@ -4,7 +4,7 @@ use crate::engine::plan::{Phase, Plan, Role};
 use crate::report::model::{Parameter, Report};
 use crate::scenario::arguments::{Course, Messages, Offer, Place};
 use crate::scenario::run::{Run, RunError};
-use crate::scenario::{Scenario, parameter};
+use crate::scenario::{Measured, Scenario, parameter};
 
 /// Every subscriber checks that it gets each publisher's messages, all of them and in order.
 #[derive(Clone, Debug, clap::Args)]
@@ -96,12 +96,14 @@ impl Audience {
     }
 }
 
-impl Scenario for Fanout {
-    const KIND: &'static str = "fanout";
-
+impl Measured for Fanout {
     fn course(&self) -> &Course {
         &self.course
     }
+}
+
+impl Scenario for Fanout {
+    const KIND: &'static str = "fanout";
 
     fn parameters(&self) -> Vec<Parameter> {
         let mut parameters = self.audience.parameters();

@@ -6,7 +6,7 @@ use crate::engine::plan::{Phase, Role};
 use crate::report::model::{Parameter, Report};
 use crate::scenario::arguments::{Course, Offer, Place};
 use crate::scenario::run::{FIRST_CONNECTIONS, Run, RunError, finding};
-use crate::scenario::{Scenario, parameter};
+use crate::scenario::{Measured, Scenario, parameter};
 
 /// Memory that has not changed for so long is settled, and what takes longer than that is not waited
 /// for.
@@ -37,12 +37,14 @@ enum On {
     Channel,
 }
 
-impl Scenario for Idle {
-    const KIND: &'static str = "idle";
-
+impl Measured for Idle {
     fn course(&self) -> &Course {
         &self.course
     }
+}
+
+impl Scenario for Idle {
+    const KIND: &'static str = "idle";
 
     fn parameters(&self) -> Vec<Parameter> {
         let mut parameters = vec![parameter("connections", self.connections)];

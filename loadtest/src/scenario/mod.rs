@@ -2,7 +2,7 @@
 //!
 //! - [`arguments`]: what every scenario can be told.
 //! - [`run`]: the course that all of them share, from the first connection to the report.
-//! - one file for each scenario.
+//! - one file for each scenario; [`soak`] is a room of its own.
 
 pub(crate) mod arguments;
 mod churn;
@@ -11,6 +11,7 @@ mod fanout;
 mod idle;
 mod run;
 mod slow;
+mod soak;
 mod storm;
 
 pub(crate) use churn::Churn;
@@ -19,6 +20,7 @@ pub(crate) use fanout::Fanout;
 pub(crate) use idle::Idle;
 pub(crate) use run::RunError;
 pub(crate) use slow::Slow;
+pub(crate) use soak::Soak;
 pub(crate) use storm::Storm;
 
 use crate::report::model::{Parameter, Report};
@@ -29,8 +31,6 @@ pub(crate) trait Scenario {
     /// As on the command line.
     const KIND: &'static str;
 
-    fn course(&self) -> &Course;
-
     /// What was asked for, as on the command line.
     fn parameters(&self) -> Vec<Parameter>;
 
@@ -38,7 +38,12 @@ pub(crate) trait Scenario {
     fn run(&self, place: &Place) -> Result<Report, RunError>;
 }
 
-/// Any kind of load.
+/// One that connects, warms up, measures and settles, as [`run::Run`] does.
+pub(crate) trait Measured: Scenario {
+    fn course(&self) -> &Course;
+}
+
+/// Any kind of load that can be compared.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(crate) enum Any {
     /// Messages that come back

@@ -15,7 +15,7 @@ use crate::engine::sample::Counts;
 use crate::report::format;
 use crate::report::model::{Connections, Finding, Latency, Messages, Report, ServerUsage};
 use crate::report::progress::Progress;
-use crate::scenario::Scenario;
+use crate::scenario::Measured;
 use crate::scenario::arguments::{Course, Place};
 use crate::server_process::Usage;
 
@@ -151,7 +151,7 @@ impl Run {
     }
 
     /// Lets what is on its way arrive, ends the clients, and makes the report.
-    pub(crate) fn report<S: Scenario>(
+    pub(crate) fn report<S: Measured>(
         mut self,
         scenario: &S,
     ) -> Result<(Report, Collected), RunError> {
@@ -230,7 +230,7 @@ fn usage(fleet: &Fleet) -> Usage {
     fleet.server.map(|server| server.usage()).unwrap_or_default()
 }
 
-fn raise_descriptor_limit(connections: usize) -> Result<(), RunError> {
+pub(crate) fn raise_descriptor_limit(connections: usize) -> Result<(), RunError> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum {
         let raised = Rlimit { current: maximum, maximum };

@@ -8,7 +8,7 @@ use crate::report::model::{Parameter, Report};
 use crate::scenario::arguments::{Course, Messages, Place};
 use crate::scenario::fanout::Audience;
 use crate::scenario::run::{Run, RunError, finding, latency};
-use crate::scenario::{Scenario, parameter};
+use crate::scenario::{Measured, Scenario, parameter};
 
 /// For one duration everybody reads; for another the stalled ones do not; then they read what is left
 /// for them.
@@ -25,12 +25,14 @@ pub(crate) struct Slow {
     course: Course,
 }
 
-impl Scenario for Slow {
-    const KIND: &'static str = "slow";
-
+impl Measured for Slow {
     fn course(&self) -> &Course {
         &self.course
     }
+}
+
+impl Scenario for Slow {
+    const KIND: &'static str = "slow";
 
     fn parameters(&self) -> Vec<Parameter> {
         let mut parameters = vec![parameter("stalled", self.stalled)];

@@ -6,7 +6,7 @@ use crate::engine::plan::{Phase, Role};
 use crate::report::model::{Parameter, Report};
 use crate::scenario::arguments::{Course, Place};
 use crate::scenario::run::{Run, RunError, finding};
-use crate::scenario::{Scenario, parameter};
+use crate::scenario::{Measured, Scenario, parameter};
 
 /// A client whose handshake fails tries again until it is back.
 #[derive(Clone, Debug, clap::Args)]
@@ -27,12 +27,14 @@ pub(crate) struct Storm {
     course: Course,
 }
 
-impl Scenario for Storm {
-    const KIND: &'static str = "storm";
-
+impl Measured for Storm {
     fn course(&self) -> &Course {
         &self.course
     }
+}
+
+impl Scenario for Storm {
+    const KIND: &'static str = "storm";
 
     fn parameters(&self) -> Vec<Parameter> {
         vec![
