@@ -14,8 +14,9 @@ use clap::{Args, Parser};
 use toml::Table;
 
 use crate::cli::{Failure, Output, write};
+use crate::client::deflate::Compression;
 use crate::engine::plan::Api;
-use crate::peers::{self, Peer, Running, StartOptions};
+use crate::peers::{self, Peer, Running, ServerCompression, StartOptions};
 use crate::report::model::{Comparison, Contestant, Measure, Ratio, Report};
 use crate::report::{chart, markdown};
 use crate::scenario::Any;
@@ -56,7 +57,8 @@ pub(crate) struct Compare {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Turns")]
 struct Turns {
-    /// The servers, see loadtest peers list; wsgate:2 is the gateway with two shards
+    /// The servers, see loadtest peers list; wsgate:2 is the gateway with two shards, and wsgate+shared
+    /// (or off, dedicated) compresses so and has clients that offer it
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "wsgate,floor")]
     with: Vec<Spec>,
     /// How often each has its turn
@@ -88,24 +90,29 @@ struct Turns {
 const TURNS: [&str; 7] =
     ["with", "rounds", "gateway", "gateway-argument", "heartbeat", "group", "column"];
 
-/// A server with its number of shards.
+/// A server with its number of shards, and how it compresses where its clients offer it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Spec {
     peer: Peer,
     shards: usize,
+    compression: Option<ServerCompression>,
 }
 
 impl FromStr for Spec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (name, shards) = match text.split_once(':') {
-            Some((name, shards)) => (name, shards),
-            None => (text, "1"),
+        let (text, compression) = match text.split_once('+') {
+            Some((text, compression)) => (text, Some(compression.parse()?)),
+            None => (text, None),
         };
+        let (name, shards) = text.split_once(':').unwrap_or((text, "1"));
         let shards = shards.parse().map_err(|_| format!("\"{shards}\" is no number of shards"))?;
-        let peer = name.parse().map_err(|error: peers::UnknownPeer| error.to_string())?;
-        Ok(Self { peer, shards })
+        let peer: Peer = name.parse().map_err(|error: peers::UnknownPeer| error.to_string())?;
+        if compression.is_some() && !peer.can_compress() {
+            return Err(format!("{peer} is not set up to compress here"));
+        }
+        Ok(Self { peer, shards, compression })
     }
 }
 
@@ -115,6 +122,11 @@ impl std::fmt::Display for Spec {
             (1, peer) => peer.fmt(f),
             (shards, peer @ Peer::Gateway) => write!(f, "{peer}, {shards} shards"),
             (shards, peer) => write!(f, "{peer}, {shards} threads"),
+        }?;
+        match self.compression {
+            None => Ok(()),
+            Some(ServerCompression::Off) => f.write_str(", compression off"),
+            Some(compression) => write!(f, ", {} compression", compression.name()),
         }
     }
 }
@@ -296,12 +308,22 @@ fn turn(
     if !can {
         return Err("it has no channels".to_owned());
     }
+    let mut scenario = scenario.clone();
+    if let Some(compression) = spec.compression {
+        let offer = scenario.offer().ok_or("its clients offer no compression")?;
+        offer.compression = match compression {
+            ServerCompression::Off => Compression::Off,
+            ServerCompression::Shared => Compression::Shared,
+            ServerCompression::Dedicated => Compression::Dedicated,
+        };
+    }
     let server = match server {
         Some(server) => server,
         None => {
             let options = StartOptions {
                 gateway: turns.gateway.clone(),
                 shards: spec.shards,
+                compression: spec.compression,
                 gateway_arguments: turns.gateway_argument.clone(),
                 heartbeat: turns.heartbeat,
             };
@@ -348,6 +370,7 @@ fn measures_of(report: &Report) -> Vec<(String, &'static str, f64)> {
         "CPU of a handshake",
         "CPU of a connection come and gone",
         "until all were back",
+        "bytes on the wire a message",
     ];
     let findings = report.findings.iter();
     let findings = findings.filter(|finding| compared.contains(&finding.label.as_str()));
@@ -440,10 +463,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn contestants_are_named_with_their_shards() {
+    fn contestants_are_named_with_their_shards_and_compression() {
         let spec: Spec = "wsgate:2".parse().unwrap();
-        assert_eq!(spec, Spec { peer: Peer::Gateway, shards: 2 });
+        assert_eq!(spec, Spec { peer: Peer::Gateway, shards: 2, compression: None });
         assert_eq!(spec.to_string(), "wsgate, 2 shards");
+        let spec: Spec = "wsgate:2+shared".parse().unwrap();
+        assert_eq!(spec.compression, Some(ServerCompression::Shared));
+        assert_eq!(spec.to_string(), "wsgate, 2 shards, shared compression");
+        let off = "wsgate+off".parse::<Spec>().unwrap().to_string();
+        assert_eq!(off, "wsgate, compression off");
+        assert!("wsgate+some".parse::<Spec>().is_err());
+        assert!("floor+shared".parse::<Spec>().is_err());
         assert_eq!("floor".parse::<Spec>().unwrap().to_string(), "floor");
         assert!("wsgate:many".parse::<Spec>().is_err());
         assert!("unknown".parse::<Spec>().is_err());

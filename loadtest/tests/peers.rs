@@ -31,6 +31,7 @@ fn main() {
     let options = StartOptions {
         gateway: std::env::var_os("GATEWAY_BINARY").map(PathBuf::from).unwrap_or_default(),
         shards: 1,
+        compression: None,
         gateway_arguments: Vec::new(),
         heartbeat: None,
     };

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 
+use flate2::{Compress, Compression, FlushCompress};
 use serde_json::Value;
 
 /// A server that this test has started, ended with it.
@@ -152,6 +153,11 @@ fn wrong_usage_ends_with_status_2_and_says_what_is_wrong() {
         ("echo --in-flight 2 --rate 5", "in-flight"),
         ("echo --server-pid 4294967295", "server-pid is 4294967295"),
         ("fanout --size 20", "size is 20"),
+        ("echo --size 20 --payload json", "size is 20"),
+        ("echo --compression much", "compression"),
+        ("compare --with floor+shared echo", "floor"),
+        ("soak --gateway wsgate --url ws://127.0.0.1:1", "--url"),
+        ("soak --without nonsense", "nonsense"),
         ("fanout --publish-by http", "api is not set"),
         ("slow --stalled 5 --subscribers 5", "stalled is 5"),
         ("echo --header nonsense", "header is \"nonsense\""),
@@ -264,6 +270,14 @@ fn scenarios_of_a_file_run_in_turn_into_one_page() {
 /// A server for so many clients: answers their handshakes, then does what `serve` says with them, in
 /// the order in which they came.
 fn clients<const N: usize>(serve: impl FnOnce([TcpStream; N]) + Send + 'static) -> SocketAddr {
+    clients_with("", serve)
+}
+
+/// The same with one more line in the answer.
+fn clients_with<const N: usize>(
+    line: &'static str,
+    serve: impl FnOnce([TcpStream; N]) + Send + 'static,
+) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -276,8 +290,10 @@ fn clients<const N: usize>(serve: impl FnOnce([TcpStream; N]) + Send + 'static) 
                 stream.read_exact(&mut byte).unwrap();
                 head.push(byte[0]);
             }
-            let answer = "HTTP/1.1 101 Switching Protocols\r\n\
-                          Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+            let answer = format!(
+                "HTTP/1.1 101 Switching Protocols\r\n\
+                 Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n{line}\r\n"
+            );
             stream.write_all(answer.as_bytes()).unwrap();
             stream
         }));
@@ -289,13 +305,20 @@ fn one_client(serve: impl FnOnce(TcpStream) + Send + 'static) -> SocketAddr {
     clients(|[stream]| serve(stream))
 }
 
-/// Reads one masked frame of fewer than 126 bytes, and returns its payload without the mask.
+/// Reads one masked frame of fewer than 65,536 bytes, and returns its payload without the mask.
 fn read_frame(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
-    let mut head = [0; 6];
+    let mut head = [0; 2];
     stream.read_exact(&mut head)?;
-    let mut payload = vec![0; usize::from(head[1] & 0x7f)];
+    let mut length = usize::from(head[1] & 0x7f);
+    if length == 126 {
+        let mut longer = [0; 2];
+        stream.read_exact(&mut longer)?;
+        length = u16::from_be_bytes(longer).into();
+    }
+    let (mut key, mut payload) = ([0; 4], vec![0; length]);
+    stream.read_exact(&mut key)?;
     stream.read_exact(&mut payload)?;
-    for (byte, key) in payload.iter_mut().zip(head[2..].iter().cycle()) {
+    for (byte, key) in payload.iter_mut().zip(key.iter().cycle()) {
         *byte ^= key;
     }
     Ok(payload)
@@ -385,4 +408,126 @@ fn close_and_broken_frames_of_the_server_are_told_by_kind() {
         _ = stream.read(&mut [0; 64]);
     });
     assert_eq!(report(words, address, 1)["errors"]["broken frame: a reserved bit is set"], 1);
+}
+
+/// What a server answers that compresses each message by itself.
+const SHARED: &str = "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover\r\n";
+/// What one answers that keeps a window.
+const DEDICATED: &str = "Sec-WebSocket-Extensions: permessage-deflate\r\n";
+
+/// Sends a compressed message of fewer than 65,536 compressed bytes.
+fn write_compressed(stream: &mut TcpStream, deflate: &mut Compress, payload: &[u8]) {
+    let mut compressed = Vec::with_capacity(payload.len() + 64);
+    deflate.compress_vec(payload, &mut compressed, FlushCompress::Sync).unwrap();
+    compressed.truncate(compressed.len() - 4);
+    let mut frame = vec![0xc2, 126];
+    frame.extend((compressed.len() as u16).to_be_bytes());
+    frame.extend(compressed);
+    // Who has heard enough is gone.
+    _ = stream.write_all(&frame);
+}
+
+fn deflate() -> Compress {
+    Compress::new(Compression::default(), false)
+}
+
+#[test]
+fn compressed_echoes_are_inflated_and_compared_with_and_without_a_window() {
+    for (mode, line) in [("shared", SHARED), ("dedicated", DEDICATED), ("deflate", SHARED)] {
+        let address = clients_with(line, move |[mut stream]| {
+            let mut deflate = deflate();
+            while let Ok(payload) = read_frame(&mut stream) {
+                if line == SHARED {
+                    deflate.reset();
+                }
+                write_compressed(&mut stream, &mut deflate, &payload);
+            }
+        });
+        let words = format!(
+            "echo --connections 1 --in-flight 4 --duration 200ms --warmup 0s --size 1KiB \
+             --payload json --compression {mode}"
+        );
+        let report = report(&words, address, 0);
+        assert_eq!(report["errors"], serde_json::json!({}), "{mode}");
+        let received = report["messages"]["received"].as_f64().unwrap();
+        assert_eq!(report["messages"]["received_bytes"].as_f64().unwrap(), received * 1024.0);
+        // Names and keys come again, ids and prices do not.
+        let saved = finding(&report, "saved of the payload's bytes");
+        assert!((20.0..95.0).contains(&saved), "{mode}: {saved}");
+    }
+}
+
+#[test]
+fn compressed_deliveries_are_checked_like_others() {
+    let address = clients_with(SHARED, |[mut subscriber, mut publisher]| {
+        let (mut deflate, mut count) = (deflate(), 0);
+        while let Ok(payload) = read_frame(&mut publisher) {
+            // The third message is lost on the way to the subscriber, the fifth comes twice.
+            let times = [1, 1, 0, 1, 2].get(count).copied().unwrap_or(1);
+            count += 1;
+            for _ in 0..times {
+                deflate.reset();
+                write_compressed(&mut subscriber, &mut deflate, &payload);
+            }
+            deflate.reset();
+            write_compressed(&mut publisher, &mut deflate, &payload);
+        }
+    });
+    let words = "fanout --subscribers 1 --rate 100 --duration 300ms --warmup 0s --max-errors 0 \
+                 --size 500 --payload json --compression shared";
+    let errors = &report(words, address, 1)["errors"];
+    let expected = serde_json::json!({ "messages lost": 1, "message repeated or out of order": 1 });
+    assert_eq!(*errors, expected);
+}
+
+#[test]
+fn changed_and_broken_compressed_messages_are_errors() {
+    let words =
+        "echo --connections 1 --duration 200ms --warmup 0s --max-errors 0 --compression shared";
+    let address = clients_with(SHARED, |[mut stream]| {
+        while let Ok(mut payload) = read_frame(&mut stream) {
+            payload[5] = b'y';
+            write_compressed(&mut stream, &mut deflate(), &payload);
+        }
+    });
+    assert_eq!(report(words, address, 1)["errors"]["an echo is not what was sent"], 1);
+    let address = clients_with(SHARED, |[mut stream]| {
+        _ = read_frame(&mut stream);
+        _ = stream.write_all(&[0xc2, 3, 0xff, 0xff, 0xff]);
+        _ = stream.read(&mut [0; 64]);
+    });
+    let error = "broken message: a compressed message is corrupt";
+    assert_eq!(report(words, address, 1)["errors"][error], 1);
+}
+
+#[test]
+fn handshake_that_is_answered_otherwise_than_the_mode_demands_has_failed() {
+    for (mode, line, error) in [
+        ("deflate", "", "the server does not accept permessage-deflate"),
+        ("shared", DEDICATED, "permessage-deflate without server_no_context_takeover"),
+        ("dedicated", SHARED, "permessage-deflate with server_no_context_takeover"),
+        ("off", SHARED, "an extension that was not offered"),
+    ] {
+        let address = clients_with(line, |[mut stream]| _ = stream.read(&mut [0; 64]));
+        let url = format!("ws://{address}");
+        let words = format!("idle --quiet --connections 1 --duration 10ms --compression {mode}");
+        let output = loadtest(&words, &["--url", &url]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{mode}: {said}");
+        assert!(said.contains(error), "{mode}: {said}");
+    }
+}
+
+#[test]
+fn json_goes_through_echoes_and_channels_of_every_dialect() {
+    let floor = Floor::start();
+    for scenario in ["echo --connections 3 --in-flight 4", "fanout --subscribers 6 --publishers 2"]
+    {
+        for size in [47, 48, 49, 50, 1_000] {
+            let words = format!("{scenario} {SHORT} --payload json --size {size} --message text");
+            let report = report(&words, floor.address, 0);
+            assert!(report["messages"]["received"].as_u64().unwrap() > 0, "{words}");
+            assert_eq!(report["errors"], serde_json::json!({}), "{words}");
+        }
+    }
 }

@@ -2,12 +2,15 @@
 
 // Echo and channels with npm's ws, for comparisons: as its README does it.
 //
-//   node server.js PORT_FILE [PING_SECONDS]
+//   node server.js PORT_FILE [PING_SECONDS [off|shared|dedicated]]
+//
+// 0 seconds: no pings. The last word says what becomes of an offered permessage-deflate.
 
 const fs = require('node:fs');
 const { WebSocket, WebSocketServer } = require('ws');
 
-const [portFile, pingSeconds] = process.argv.slice(2);
+const [portFile, pingWord = '0', compression = 'off'] = process.argv.slice(2);
+const pingSeconds = Number(pingWord);
 
 // What may wait for one client, as with the gateway; then it is disconnected.
 const MAX_QUEUED_BYTES = 1024 * 1024;
@@ -19,14 +22,18 @@ const server = new WebSocketServer({
   host: '127.0.0.1',
   port: 0,
   backlog: 65535,
-  perMessageDeflate: false,
+  // Messages below the gateway's threshold go plain here too.
+  perMessageDeflate: compression !== 'off' && {
+    serverNoContextTakeover: compression === 'shared',
+    threshold: 256,
+  },
   maxPayload: 16 * 1024 * 1024,
 });
 
 server.on('connection', (socket, request) => {
   // Without a listener an error of one connection would end the server.
   socket.on('error', () => {});
-  if (pingSeconds !== undefined) {
+  if (pingSeconds > 0) {
     socket.isAlive = true;
     socket.on('pong', markAlive);
   }
@@ -69,7 +76,7 @@ function join(socket, name) {
   });
 }
 
-if (pingSeconds !== undefined) {
+if (pingSeconds > 0) {
   setInterval(() => {
     for (const socket of server.clients) {
       if (!socket.isAlive) {
@@ -79,7 +86,7 @@ if (pingSeconds !== undefined) {
       socket.isAlive = false;
       socket.ping();
     }
-  }, Number(pingSeconds) * 1000);
+  }, pingSeconds * 1000);
 }
 
 server.on('listening', () => {

@@ -1,8 +1,8 @@
 //! The servers that a gateway is compared with: what can each do, how is it started and ended?
 //!
 //! - [`Peer`], [`Peer::start`], [`Running`]: one of them, and while it runs. Each is given the same:
-//!   one thread for what the gateway does on one shard, TCP_NODELAY, no compression, no log of
-//!   messages.
+//!   one thread for what the gateway does on one shard, TCP_NODELAY, no compression but where it is
+//!   asked for, no log of messages.
 //! - [`list`], [`install`]: which are there, and how the others come.
 //! - `process`: a child that does not outlive us.
 //! - `installed`: where the parts of a peer are, and their versions.
@@ -61,6 +61,10 @@ pub struct StartOptions {
     /// Threads that serve, for those that can have several: the gateway, nchan and NATS. The others
     /// have one.
     pub shards: usize,
+    /// What it agrees to when a client offers permessage-deflate; with `None` what it does by itself,
+    /// which is nothing for the others than the gateway. Only who can compress ([`Peer::can_compress`])
+    /// looks at it.
+    pub compression: Option<ServerCompression>,
     /// More arguments for the gateway, behind the others.
     pub gateway_arguments: Vec<String>,
     /// How often clients are pinged, in whole seconds; with `None` as often as the server does by
@@ -68,6 +72,38 @@ pub struct StartOptions {
     /// A server that cannot ping ([`Peer::can_ping`]) ignores it, and uWebSockets takes the next that
     /// it can count: 24 s for 25 s.
     pub heartbeat: Option<Duration>,
+}
+
+/// How a server compresses, by the names of the gateway's `--compression`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerCompression {
+    /// Not at all.
+    Off,
+    /// With `server_no_context_takeover`.
+    Shared,
+    /// With a window for each connection.
+    Dedicated,
+}
+
+impl ServerCompression {
+    /// The name on a command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Shared => "shared",
+            Self::Dedicated => "dedicated",
+        }
+    }
+}
+
+impl FromStr for ServerCompression {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found =
+            [Self::Off, Self::Shared, Self::Dedicated].into_iter().find(|it| it.name() == name);
+        found.ok_or_else(|| format!("\"{name}\" is none of off, shared and dedicated"))
+    }
 }
 
 /// A server while it runs. It is ended, waited for and cleaned up after when this is dropped, and
@@ -242,6 +278,11 @@ impl Peer {
         !matches!(self, Self::Floor | Self::Fastwebsockets)
     }
 
+    /// Whether it compresses, if asked to: see [`StartOptions::compression`].
+    pub fn can_compress(self) -> bool {
+        matches!(self, Self::Gateway | Self::Ws)
+    }
+
     /// How a client speaks to it.
     pub fn dialect(self) -> Dialect {
         match self {
@@ -294,7 +335,11 @@ impl Peer {
                 let script = installed::sources().join(self.name()).join("server.js");
                 let mut arguments =
                     vec![script.to_string_lossy().into_owned(), "@port_file@".to_owned()];
+                let compression = options.compression.filter(|_| self.can_compress());
+                // Its place is behind the seconds, and 0 of them is never.
+                let seconds = seconds.or(compression.map(|_| 0));
                 arguments.extend(seconds.map(|seconds| seconds.to_string()));
+                arguments.extend(compression.map(|compression| compression.name().to_owned()));
                 let modules = installed::directory().join(self.name()).join("node_modules");
                 let modules = modules.to_string_lossy().into_owned();
                 self.start_with_port_file(Path::new("node"), arguments, &[("NODE_PATH", modules)])
@@ -313,6 +358,7 @@ impl Peer {
             arguments
                 .extend(["--ping-interval".to_owned(), format!("{}s", whole_seconds(heartbeat))]);
         }
+        arguments.extend(options.compression.map(|it| format!("--compression={}", it.name())));
         arguments.extend_from_slice(&options.gateway_arguments);
         self.start_with_port_file(&options.gateway, arguments, &[])
     }
@@ -560,6 +606,7 @@ mod tests {
         let options = StartOptions {
             gateway: PathBuf::from("/nowhere/wsgate"),
             shards: 1,
+            compression: None,
             gateway_arguments: Vec::new(),
             heartbeat: None,
         };

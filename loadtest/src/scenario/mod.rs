@@ -24,7 +24,7 @@ pub(crate) use soak::Soak;
 pub(crate) use storm::Storm;
 
 use crate::report::model::{Parameter, Report};
-use crate::scenario::arguments::{Course, Place};
+use crate::scenario::arguments::{Course, Offer, Place};
 
 /// One kind of load.
 pub(crate) trait Scenario {
@@ -80,6 +80,16 @@ impl Any {
             Self::Storm(scenario) => scenario.course(),
             Self::Slow(scenario) => scenario.course(),
             Self::Churn(scenario) => scenario.course(),
+        }
+    }
+
+    /// What its clients offer, where they can.
+    pub(crate) fn offer(&mut self) -> Option<&mut Offer> {
+        match self {
+            Self::Echo(scenario) => Some(&mut scenario.offer),
+            Self::Fanout(scenario) => Some(&mut scenario.offer),
+            Self::Idle(scenario) => Some(&mut scenario.offer),
+            Self::Storm(_) | Self::Slow(_) | Self::Churn(_) => None,
         }
     }
 

@@ -203,6 +203,7 @@ impl Soak {
         let options = StartOptions {
             gateway: gateway.to_owned(),
             shards: self.shards,
+            compression: None,
             gateway_arguments: arguments,
             // So that a short soak has seen some.
             heartbeat: Some(Duration::from_secs(2)),
