@@ -11,7 +11,7 @@ use crate::client::http;
 use crate::client::payload::{Payload, Random};
 use crate::client::stamp::Stamp;
 use crate::engine::plan::Api;
-use crate::scenario::soak::socket::{End, Heard, Socket};
+use crate::scenario::soak::socket::{Heard, Socket};
 use crate::scenario::soak::stage::{LOOK, Membership, Stage};
 use crate::scenario::soak::verdicts::Invariant;
 use crate::target::channel_name;
@@ -29,7 +29,7 @@ impl Steady {
         name: String,
         channels: &[u32],
         compression: Compression,
-    ) -> Result<Self, End> {
+    ) -> Result<Self, String> {
         let path = match channels {
             [] => stage.place.target.echo(0),
             [channel, also @ ..] => stage.channel_path(*channel, also),

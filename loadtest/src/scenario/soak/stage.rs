@@ -14,7 +14,7 @@ use crate::client::stamp::Stamp;
 use crate::engine::sample::histogram;
 use crate::scenario::arguments::Place;
 use crate::scenario::soak::promises::{FollowerId, Ledger};
-use crate::scenario::soak::socket::{End, Socket};
+use crate::scenario::soak::socket::Socket;
 use crate::scenario::soak::verdicts::{Breach, Invariant, Verdicts};
 
 /// Whoever waits for the load to go on looks so often.
@@ -182,9 +182,16 @@ impl Stage {
     }
 
     /// Opens a WebSocket.
-    pub(super) fn open(&self, path: &str, compression: Compression) -> Result<Socket, End> {
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be opened, and when that turned out, for a person.
+    pub(super) fn open(&self, path: &str, compression: Compression) -> Result<Socket, String> {
         let Place { target, headers, .. } = &self.place;
-        let socket = Socket::open(target, headers, path, compression)?;
+        let began = Instant::now();
+        let socket = Socket::open(target, headers, path, compression);
+        let socket =
+            socket.map_err(|end| format!("{end}, after {} ms", began.elapsed().as_millis()))?;
         self.opened.fetch_add(1, Ordering::Relaxed);
         Ok(socket)
     }
