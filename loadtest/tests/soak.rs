@@ -69,6 +69,7 @@ fn gateway_keeps_its_promises_under_load_churn_and_faults() {
     for done in [
         "publications by WebSocket",
         "publications by the API",
+        "messages sent compressed",
         "echoes",
         "visits that ended by Close",
         "visits that ended by reset",

@@ -1,7 +1,7 @@
-//! permessage-deflate (RFC 7692) as a client that offers it and reads what comes. It compresses
-//! nothing: messages may go plain after the extension was agreed on (section 6).
+//! permessage-deflate (RFC 7692) as a client that offers it, reads what comes, and may compress what
+//! it sends: after the extension was agreed on each message goes compressed or plain (section 6).
 
-use flate2::{Decompress, FlushDecompress, Status};
+use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status};
 use thiserror::Error;
 
 use crate::client::frame::MAX_PAYLOAD_BYTES;
@@ -66,6 +66,8 @@ impl Compression {
 pub(crate) struct Agreed {
     /// A message may refer to those before it (there is no `server_no_context_takeover`).
     pub(crate) keeps_window: bool,
+    /// The server asks for a smaller window than DEFLATE has (`client_max_window_bits`).
+    pub(crate) limits_client: bool,
 }
 
 /// Reads the answer to [`Compression::offer`]; `None` where it is none (section 7.1).
@@ -75,6 +77,7 @@ pub(crate) fn agreed(header: &str) -> Option<Agreed> {
         return None;
     }
     let mut seen: Vec<&str> = Vec::new();
+    let mut limits_client = false;
     for part in parts {
         let (name, value) = match part.split_once('=') {
             Some((name, value)) => (name.trim(), Some(value.trim().trim_matches('"'))),
@@ -91,9 +94,11 @@ pub(crate) fn agreed(header: &str) -> Option<Agreed> {
         if !is_good || seen.contains(&name) {
             return None;
         }
+        limits_client |= name == "client_max_window_bits" && bits != Some(15);
         seen.push(name);
     }
-    Some(Agreed { keeps_window: !seen.contains(&"server_no_context_takeover") })
+    let keeps_window = !seen.contains(&"server_no_context_takeover");
+    Some(Agreed { keeps_window, limits_client })
 }
 
 /// A message cannot be inflated.
@@ -169,6 +174,34 @@ impl Inflater {
     }
 }
 
+/// Compresses messages, each by itself: a client need not refer to what it has sent before.
+pub(crate) struct Deflater(Compress);
+
+impl Deflater {
+    pub(crate) fn new() -> Self {
+        Self(Compress::new(flate2::Compression::fast(), false))
+    }
+
+    /// Compresses one message.
+    pub(crate) fn deflate(&mut self, message: &[u8]) -> Vec<u8> {
+        self.0.reset();
+        let mut output = Vec::with_capacity(message.len() / 2 + 64);
+        loop {
+            let rest = &message[self.0.total_in() as usize..];
+            let flushed = self.0.compress_vec(rest, &mut output, FlushCompress::Sync);
+            flushed.expect("no parameter is wrong, and no memory is asked for");
+            // All is flushed when there is room left.
+            if output.len() < output.capacity() {
+                break;
+            }
+            output.reserve(output.len());
+        }
+        debug_assert!(output.ends_with(&TAIL), "a flush ends so");
+        output.truncate(output.len() - TAIL.len());
+        output
+    }
+}
+
 /// How many messages [`Inflated`] holds: more than a batch has.
 const MAX_INFLATED: usize = 64;
 
@@ -186,7 +219,7 @@ pub(crate) struct Inflated {
 
 impl Inflated {
     pub(crate) fn new() -> Self {
-        let inflater = Inflater::new(Agreed { keeps_window: false });
+        let inflater = Inflater::new(Agreed { keeps_window: false, limits_client: false });
         Self { inflater, latest: Vec::new(), oldest: 0, guess: 0 }
     }
 
@@ -215,9 +248,8 @@ impl Inflated {
 
 #[cfg(test)]
 mod tests {
-    use flate2::{Compress, FlushCompress};
-
     use super::*;
+    use crate::client::payload::Random;
 
     /// Compresses as RFC 7692 section 7.2.1 says.
     fn deflate(state: &mut Compress, message: &[u8]) -> Vec<u8> {
@@ -228,13 +260,20 @@ mod tests {
         output
     }
 
+    fn agreed(keeps_window: bool) -> Agreed {
+        Agreed { keeps_window, limits_client: false }
+    }
+
     fn compress() -> Compress {
         Compress::new(flate2::Compression::default(), false)
     }
 
     #[test]
     fn answer_is_read_and_wrong_ones_are_refused() {
-        let keeps = |header| agreed(header).map(|agreed| agreed.keeps_window);
+        let keeps = |header| super::agreed(header).map(|agreed| agreed.keeps_window);
+        let limits = |header| super::agreed(header).map(|agreed| agreed.limits_client);
+        assert_eq!(limits("permessage-deflate; client_max_window_bits=15"), Some(false));
+        assert_eq!(limits("permessage-deflate; client_max_window_bits=9"), Some(true));
         assert_eq!(keeps("permessage-deflate"), Some(true));
         assert_eq!(keeps("permessage-deflate; server_no_context_takeover"), Some(false));
         assert_eq!(
@@ -256,7 +295,7 @@ mod tests {
 
     #[test]
     fn each_mode_demands_its_answer() {
-        let (keeps, shares) = (Agreed { keeps_window: true }, Agreed { keeps_window: false });
+        let (keeps, shares) = (agreed(true), agreed(false));
         for (mode, none, with_window, without) in [
             (Compression::Off, true, false, false),
             (Compression::Deflate, false, true, true),
@@ -272,7 +311,7 @@ mod tests {
     #[test]
     fn messages_are_inflated_with_and_without_a_window() {
         for keeps_window in [true, false] {
-            let mut inflater = Inflater::new(Agreed { keeps_window });
+            let mut inflater = Inflater::new(agreed(keeps_window));
             let mut compress = compress();
             for size in [0, 1, 100, 5_000, 300_000] {
                 let message: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
@@ -284,10 +323,23 @@ mod tests {
             }
         }
         // The example with a last block of RFC 7692 section 7.2.3.4.
-        let mut inflater = Inflater::new(Agreed { keeps_window: true });
+        let mut inflater = Inflater::new(agreed(true));
         let last = [0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00, 0x00];
         assert_eq!(inflater.inflate(&last), Ok(b"Hello".to_vec()));
         assert_eq!(inflater.inflate(&[0xff; 20]), Err(InflateError::Corrupt));
+    }
+
+    #[test]
+    fn what_is_deflated_is_inflated_again_whether_it_compresses_or_not() {
+        let (mut deflater, mut inflater) = (Deflater::new(), Inflater::new(agreed(true)));
+        let mut random = Random::new(1);
+        for size in [0, 1, 125, 4_096, 65_536, 200_000] {
+            let noise: Vec<u8> = (0..size).map(|_| random.next() as u8).collect();
+            for message in [noise, vec![b'x'; size]] {
+                let compressed = deflater.deflate(&message);
+                assert_eq!(inflater.inflate(&compressed), Ok(message), "{size}");
+            }
+        }
     }
 
     #[test]

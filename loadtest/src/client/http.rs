@@ -126,7 +126,7 @@ mod tests {
         let extended =
             right.replace("\r\n\r\n", "\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n");
         let agreed = response(extended.as_bytes()).unwrap().unwrap().agreed;
-        assert_eq!(agreed, Some(Agreed { keeps_window: true }));
+        assert_eq!(agreed, Some(Agreed { keeps_window: true, limits_client: false }));
         let unknown = extended.replace("permessage-deflate", "permessage-zip");
         assert_eq!(response(unknown.as_bytes()), Err(ResponseError::Handshake));
         assert_eq!(response(b"SSH-2.0-x\r\n"), Err(ResponseError::Syntax));

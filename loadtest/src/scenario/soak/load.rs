@@ -131,7 +131,10 @@ pub(super) fn publish(stage: &Stage, mut steady: Steady, publisher: u16, interva
         let number = stage.ledger().publish(publisher);
         let stamp = Stamp { due: stage.now(), publisher, number };
         let (opcode, payload) = stage.message(stamp);
-        if let Err(end) = steady.socket.send(opcode, &payload) {
+        let mut frames = Vec::new();
+        let compresses = number % 2 == 1;
+        write_message(stage, &mut steady.socket, opcode, &payload, 1, compresses, &mut frames);
+        if let Err(end) = steady.socket.send_raw(&frames) {
             steady.lose(stage, &format!("cannot publish: {end}"));
             return;
         }
@@ -228,7 +231,8 @@ pub(super) fn exchange(
         made_of.write(random.next() >> 40, random.next() >> 40, bytes, &mut payload);
         let kind = random.one_of(&[opcode::TEXT, opcode::BINARY]);
         let parts = if random.below(5) == 0 { 1 + random.below(4) } else { 1 };
-        write_fragments(kind, &payload, parts as usize, &mut frames);
+        let compresses = random.below(2) == 0;
+        write_message(stage, socket, kind, &payload, parts as usize, compresses, &mut frames);
         sent.push((kind, payload));
     }
     let began = Instant::now();
@@ -262,10 +266,20 @@ pub(super) fn exchange(
     Ok(())
 }
 
-/// Appends a message in so many frames.
-fn write_fragments(kind: u8, payload: &[u8], parts: usize, output: &mut Vec<u8>) {
-    let size = payload.len().div_ceil(parts).max(1);
-    let mut rest = payload;
+/// Appends a message in so many frames; compressed where that is wanted and was agreed on.
+fn write_message(
+    stage: &Stage,
+    socket: &mut Socket,
+    kind: u8,
+    payload: &[u8],
+    parts: usize,
+    compresses: bool,
+    output: &mut Vec<u8>,
+) {
+    let first = output.len();
+    let compressed = if compresses { socket.deflate(payload) } else { None };
+    let mut rest = compressed.as_deref().unwrap_or(payload);
+    let size = rest.len().div_ceil(parts).max(1);
     for part in 0..parts {
         let (this, behind) = rest.split_at(size.min(rest.len()));
         rest = behind;
@@ -273,7 +287,16 @@ fn write_fragments(kind: u8, payload: &[u8], parts: usize, output: &mut Vec<u8>)
         let kind = if part == 0 { kind } else { opcode::CONTINUATION };
         frame::encode(kind, this, output);
         if part + 1 < parts {
-            output[start] &= 0x7f;
+            output[start] &= !FIN;
         }
     }
+    if compressed.is_some() {
+        output[first] |= RSV1;
+        stage.count("messages sent compressed");
+    }
 }
+
+/// The bit of a message's last frame.
+const FIN: u8 = 0x80;
+/// The bit of a compressed message's first frame.
+const RSV1: u8 = 0x40;

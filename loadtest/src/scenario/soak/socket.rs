@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 use thiserror::Error;
 
-use crate::client::deflate::{Compression, Inflater};
+use crate::client::deflate::{Compression, Deflater, Inflater};
 use crate::client::frame::{self, opcode};
 use crate::client::http;
 use crate::target::Target;
@@ -26,6 +26,7 @@ pub(super) struct Socket {
     /// The first frame's opcode, whether the message is compressed, and what has come of it.
     fragments: Option<(u8, bool, Vec<u8>)>,
     inflater: Option<Inflater>,
+    deflater: Option<Deflater>,
 }
 
 /// What a client hears.
@@ -89,7 +90,7 @@ impl Socket {
         stream.set_nodelay(true)?;
         // Whoever is not read for so long has found a server that stands still.
         stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { stream, input: Vec::new(), fragments: None, inflater: None })
+        Ok(Self { stream, input: Vec::new(), fragments: None, inflater: None, deflater: None })
     }
 
     /// Opens a WebSocket at `path`.
@@ -122,6 +123,8 @@ impl Socket {
         let checked = compression.check(response.agreed);
         checked.map_err(|error| End::Nonsense(error.to_owned()))?;
         self.inflater = response.agreed.map(Inflater::new);
+        let is_free = response.agreed.is_some_and(|agreed| !agreed.limits_client);
+        self.deflater = is_free.then(Deflater::new);
         Ok(())
     }
 
@@ -173,6 +176,11 @@ impl Socket {
         let mut bytes = Vec::with_capacity(payload.len() + 14);
         frame::encode(opcode, payload, &mut bytes);
         self.send_raw(&bytes)
+    }
+
+    /// A message as it goes over this connection if it goes compressed; `None` where it may not.
+    pub(super) fn deflate(&mut self, payload: &[u8]) -> Option<Vec<u8>> {
+        Some(self.deflater.as_mut()?.deflate(payload))
     }
 
     /// What is heard next; `None` where nothing is until `deadline`. Pings are answered.
