@@ -92,11 +92,20 @@ impl Watch {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memory(Vec<(f64, f64)>);
 
-/// Points that a trend takes at least.
+/// Points that a trend takes at least, and that are kept at most: it looks at all pairs of them.
 const MIN_POINTS: usize = 3;
+const MAX_POINTS: usize = 512;
 
 impl Memory {
     pub(super) fn add(&mut self, at: f64, bytes: u64) {
+        if self.0.len() == MAX_POINTS {
+            // Every second one will do.
+            let mut index = 0;
+            self.0.retain(|_| {
+                index += 1;
+                index % 2 == 1
+            });
+        }
         self.0.push((at, bytes as f64));
     }
 
@@ -157,6 +166,13 @@ mod tests {
         assert_eq!(growth(&[0.0, 10.0, 20.0, 30.0]), Some(30.0));
         assert_eq!(growth(&[50.0, 50.0, 50.0, 950.0, 50.0, 50.0]), Some(0.0));
         assert_eq!(growth(&[40.0, 30.0, 20.0]), Some(-20.0));
+    }
+
+    #[test]
+    fn trend_of_many_points_is_that_of_every_second() {
+        let points: Vec<f64> = (0..3 * MAX_POINTS).map(|at| at as f64 * 100.0).collect();
+        let growth = growth(&points).expect("there are enough");
+        assert!((growth - 100.0 * (points.len() - 1) as f64).abs() < 1.0, "{growth}");
     }
 
     #[test]
