@@ -324,9 +324,8 @@ fn slow_reader_is_cut(
             Ok(Heard::Message { payload, .. }) => {
                 let number = Stamp::read(&payload).map(|stamp| stamp.number);
                 if number != Some(next) {
-                    return Err(format!(
-                        "got message {number:?} instead of {next}, and was not cut"
-                    ));
+                    let got = number.map_or("nonsense".to_owned(), |it| format!("message {it}"));
+                    return Err(format!("got {got} instead of message {next}, and was not cut"));
                 }
                 next += 1;
                 if next == count as u32 {
