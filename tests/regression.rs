@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::json;
 use support::gateway::Gateway;
-use support::raw::{BINARY, CLOSE, CONTINUATION, PING, encode};
+use support::raw::{BINARY, CLOSE, CONTINUATION, PING, RawClient, encode, request};
 use tokio::task::JoinSet;
 
 /// The drain kept the sockets of all connections until the last Close was sent.
@@ -113,4 +113,21 @@ async fn slow_consumer_that_is_closed_misses_exactly_what_is_counted_as_dropped(
     let sent = metrics.sum("wsgate_messages_sent_total", &[]);
     let dropped = metrics.sum("wsgate_dropped_messages_total", &[]);
     assert_eq!(sent - dropped, f64::from(received));
+}
+
+/// A shard that was late looked at the deadline first and at the socket afterwards: it answered with 408,
+/// or with a reset that overtook the 408, a handshake that had arrived whole and in time.
+#[tokio::test]
+async fn handshake_that_arrived_in_time_is_answered_by_a_shard_that_was_late() {
+    const TIMEOUT: Duration = Duration::from_millis(300);
+    let gateway = Gateway::start(&["--shards", "1", "--handshake-timeout", "300ms"]).await;
+    let mut client = RawClient::connect(gateway.listen).await;
+    gateway.until_metric("wsgate_connections_accepted_total", &[], 1.0).await;
+    let frozen = gateway.freeze(0);
+    client.send(&request("/echo")).await;
+    // What is waited for is the time itself: the deadline passes while the request lies there.
+    tokio::time::sleep(2 * TIMEOUT).await;
+    drop(frozen);
+    let head = client.read_head().await;
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
 }
