@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use serde_json::json;
 use support::gateway::Gateway;
 use support::raw::{BINARY, CLOSE, CONTINUATION, PING, RawClient, encode, request};
+use support::until;
 use tokio::task::JoinSet;
 
 /// The drain kept the sockets of all connections until the last Close was sent.
@@ -125,8 +126,11 @@ async fn handshake_that_arrived_in_time_is_answered_by_a_shard_that_was_late() {
     gateway.until_metric("wsgate_connections_accepted_total", &[], 1.0).await;
     let frozen = gateway.freeze(0);
     client.send(&request("/echo")).await;
-    // What is waited for is the time itself: the deadline passes while the request lies there.
-    tokio::time::sleep(2 * TIMEOUT).await;
+    let sent_at = Instant::now();
+    until("the deadline to pass while the request lies there", async || {
+        (sent_at.elapsed() > 2 * TIMEOUT).then_some(())
+    })
+    .await;
     drop(frozen);
     let head = client.read_head().await;
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");

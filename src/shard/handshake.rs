@@ -241,7 +241,17 @@ async fn serve(mut reserved: Reservation, socket: TcpStream, accepted_at: Instan
         }
         Pin::new(&mut http).poll(cx).map(Some)
     });
-    let ended = ended.await;
+    let mut ended = ended.await;
+    if ended.is_none() {
+        // A shard that was late hears of the deadline before it hears of its sockets: one look at what
+        // came in time.
+        tokio::task::yield_now().await;
+        let look = poll_fn(|cx| match Pin::new(&mut http).poll(cx) {
+            Poll::Ready(ended) => Poll::Ready(Some(ended)),
+            Poll::Pending => Poll::Ready(None),
+        });
+        ended = look.await;
+    }
     let Some(Accepted { upgrade, target, deflate, subscriptions }) = accepted.take() else {
         let reason = rejection.get().unwrap_or(match &ended {
             None => Rejection::Timeout,

@@ -38,13 +38,6 @@ def test_text_comes_back_as_text_and_binary_as_binary(gateway: Gateway) -> None:
             assert client.recv(timeout=10) == message
 
 
-def test_client_that_offers_compression_is_served_without(gateway: Gateway) -> None:
-    with gateway.connect("/echo", compression="deflate") as client:
-        assert "Sec-WebSocket-Extensions" not in client.response.headers
-        client.send("a" * 1000)
-        assert client.recv(timeout=10) == "a" * 1000
-
-
 def test_message_of_exactly_the_limit_passes_and_one_byte_more_is_1009(gateway: Gateway) -> None:
     with gateway.connect("/echo") as client:
         largest = os.urandom(LIMIT)
