@@ -1,19 +1,10 @@
-//! What must hold for any bytes whatever: written once, for the fuzz targets under `fuzz/` and for
-//! `tests/fuzz_corpus.rs`.
-//!
-//! - [`decoder`]: frames mean the same in whichever pieces they arrive, and cost no more memory than
-//!   arrived.
-//! - [`target`]: a URL is refused or understood, and understood the same when it is said again.
-//!
-//! Each takes the bytes that a fuzzer made up and panics when the property does not hold.
+//! What a client's bytes mean to the decoder, in whichever pieces they arrive.
 
-#![allow(dead_code, reason = "each fuzz target is a crate of its own and uses a part of this")]
-
-use wsgate::protocol::target::{Endpoint, Target};
-use wsgate::pubsub::ChannelName;
 use wsgate::wire::decoder::{Decoder, Event, MAX_KEPT_BYTES, ServerFrame};
 use wsgate::wire::frame::{self, MAX_HEADER_BYTES, MessageKind};
 use wsgate::wire::header::{Opcode, ProtocolError};
+
+use super::input::Input;
 
 /// The limits on a message that an input can choose from: around the lengths at which the form of a
 /// header changes, so that announced lengths fall on both sides.
@@ -22,53 +13,67 @@ const MAX_MESSAGE_BYTES: [usize; 4] = [125, 1_000, 65_535, 100_000];
 /// The decoder may double its buffer, and grows by this much at least.
 const MIN_GROWTH_BYTES: usize = 256;
 
-/// Checks the decoder with one input: `[limit, n, n lengths less one, what a client sends]`.
-///
-/// `limit` chooses from [`MAX_MESSAGE_BYTES`]; the lengths (1 to 256 bytes each) are those of the
-/// pieces, over and over until all has arrived. Whole, in these pieces and byte by byte, the bytes
-/// must mean the same.
-pub(crate) fn decoder(data: &[u8]) {
-    let &[limit, count, ref rest @ ..] = data else {
-        return;
-    };
-    let max_message_bytes = MAX_MESSAGE_BYTES[usize::from(limit) % MAX_MESSAGE_BYTES.len()];
-    let (lengths, sent) = rest.split_at(rest.len().min(count.into()));
-    let whole = decode_pieces([sent], max_message_bytes);
-    let in_pieces = decode_pieces(cut(sent, lengths), max_message_bytes);
-    assert_eq!(in_pieces, whole, "in pieces and whole");
-    let byte_by_byte = decode_pieces(sent.chunks(1), max_message_bytes);
-    assert_eq!(byte_by_byte, whole, "byte by byte and whole");
+/// How the bytes of a client arrive: the front of an input, `[limit, n, n lengths less one]`.
+pub(super) struct Arrival<'a> {
+    pub(super) max_message_bytes: usize,
+    /// The lengths (1 to 256 bytes each, less one) are those of the pieces, over and over until all
+    /// has arrived.
+    lengths: &'a [u8],
 }
 
-/// Cuts `sent` into pieces of `lengths` plus one, starting over when they are used up.
-fn cut<'a>(mut sent: &'a [u8], lengths: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
-    let mut lengths = lengths.iter().cycle();
-    std::iter::from_fn(move || {
-        if sent.is_empty() {
-            return None;
-        }
-        let piece_bytes = lengths.next().map_or(sent.len(), |length| usize::from(*length) + 1);
-        let (piece, rest) = sent.split_at(piece_bytes.min(sent.len()));
-        sent = rest;
-        Some(piece)
-    })
+impl<'a> Arrival<'a> {
+    pub(super) fn take(input: &mut Input<'a>) -> Self {
+        let max_message_bytes = input.choose(&MAX_MESSAGE_BYTES);
+        let count = input.byte();
+        Self { max_message_bytes, lengths: input.bytes(count.into()) }
+    }
+
+    /// What `sent` means, which is the same whole, in the pieces and byte by byte.
+    pub(super) fn decode(&self, sent: &[u8]) -> Meaning {
+        let whole = decode_pieces([sent], self.max_message_bytes);
+        let in_pieces = decode_pieces(self.cut(sent), self.max_message_bytes);
+        assert_eq!(in_pieces, whole, "in pieces and whole");
+        let byte_by_byte = decode_pieces(sent.chunks(1), self.max_message_bytes);
+        assert_eq!(byte_by_byte, whole, "byte by byte and whole");
+        whole
+    }
+
+    fn cut(&self, mut sent: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        let mut lengths = self.lengths.iter().cycle();
+        std::iter::from_fn(move || {
+            if sent.is_empty() {
+                return None;
+            }
+            let piece_bytes = lengths.next().map_or(sent.len(), |length| usize::from(*length) + 1);
+            let (piece, rest) = sent.split_at(piece_bytes.min(sent.len()));
+            sent = rest;
+            Some(piece)
+        })
+    }
 }
 
 /// What a client said, without the place it lay in.
-#[derive(Debug, PartialEq, Eq)]
-enum Said {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Said {
     Message(MessageKind, Vec<u8>),
     Ping(Vec<u8>),
     Pong,
     Close(Option<u16>),
 }
 
+/// All that a client said, up to a Close or the first rule that it broke.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Meaning {
+    pub(super) said: Vec<Said>,
+    pub(super) violation: Option<ProtocolError>,
+}
+
 /// Feeds `pieces` to a decoder as a connection feeds the reads of its socket: up to a Close or the
-/// first error, which comes back beside what was said before.
+/// first violation.
 fn decode_pieces<'a>(
     pieces: impl IntoIterator<Item = &'a [u8]>,
     max_message_bytes: usize,
-) -> (Vec<Said>, Option<ProtocolError>) {
+) -> Meaning {
     let mut decoder = Decoder::default();
     let mut said = Vec::new();
     // Bytes since the end of the last message: only they may occupy memory.
@@ -83,7 +88,7 @@ fn decode_pieces<'a>(
         loop {
             let decoded = match decoder.decode(&mut buffer[at..], max_message_bytes) {
                 Ok(decoded) => decoded,
-                Err(error) => return (said, Some(error)),
+                Err(error) => return Meaning { said, violation: Some(error) },
             };
             let input = &buffer[at..];
             assert!(decoded.consumed <= input.len(), "consumed more than there was");
@@ -98,14 +103,14 @@ fn decode_pieces<'a>(
             let is_close = matches!(event, Said::Close(_));
             said.push(event);
             if is_close {
-                return (said, None);
+                return Meaning { said, violation: None };
             }
         }
         assert!(buffer.len() - at <= MAX_KEPT_BYTES, "more left unread than may be kept");
         decoder.keep(&buffer[at..]);
         assert_memory(&decoder, arrived_bytes, max_message_bytes);
     }
-    (said, None)
+    Meaning { said, violation: None }
 }
 
 /// Takes an event out of its `input`, and checks that what would be sent on is one whole server frame.
@@ -149,40 +154,4 @@ fn assert_memory(decoder: &Decoder, arrived_bytes: usize, max_message_bytes: usi
         held_bytes <= max_message_bytes + MAX_HEADER_BYTES + MAX_KEPT_BYTES,
         "{held_bytes} bytes held for a message of at most {max_message_bytes}"
     );
-}
-
-/// Checks [`Target::parse`] with one input: a path and, behind the first `?`, a query.
-pub(crate) fn target(data: &[u8]) {
-    let Ok(text) = std::str::from_utf8(data) else {
-        return;
-    };
-    let (path, query) = match text.split_once('?') {
-        Some((path, query)) => (path, Some(query)),
-        None => (text, None),
-    };
-    match Target::parse(path, query) {
-        // The text goes back to whoever sent the request, however long that was.
-        Err(error) => assert!(error.to_string().len() < 256, "{error}"),
-        Ok(target) => {
-            let (path, query) = spell(&target);
-            assert_eq!(Target::parse(&path, Some(&query)), Ok(target), "{path}?{query}");
-        }
-    }
-}
-
-/// A path and query that mean `target`, with every byte of a channel name percent-encoded.
-fn spell(target: &Target) -> (String, String) {
-    let hello = target.hello;
-    match &target.endpoint {
-        Endpoint::Echo => ("/echo".to_owned(), format!("hello={hello}")),
-        Endpoint::Channel { name, own } => {
-            let also: String =
-                target.also.iter().map(|name| format!("&also={}", encoded(name))).collect();
-            (format!("/channels/{}", encoded(name)), format!("hello={hello}&own={own}{also}"))
-        }
-    }
-}
-
-fn encoded(name: &ChannelName) -> String {
-    name.as_str().bytes().map(|byte| format!("%{byte:02x}")).collect()
 }
