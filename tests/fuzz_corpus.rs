@@ -45,6 +45,21 @@ fn seeds_of_the_outbound_queue_hold_its_property() {
 }
 
 #[test]
+fn seeds_of_the_deflate_hold_its_property() {
+    replay("deflate", properties::deflate);
+}
+
+#[test]
+fn seeds_of_the_extensions_hold_its_property() {
+    replay("extensions", properties::extensions);
+}
+
+#[test]
+fn seeds_of_the_inflate_hold_its_property() {
+    replay("inflate", properties::inflate);
+}
+
+#[test]
 fn every_target_has_seeds_that_are_replayed_here() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let this = fs::read_to_string(root.join("tests/fuzz_corpus.rs")).unwrap();
@@ -64,6 +79,11 @@ fn random_operations_hold_the_property_of_the_outbound_queue() {
 #[test]
 fn random_operations_hold_the_property_of_the_hub() {
     random_bytes(100, properties::hub);
+}
+
+#[test]
+fn random_messages_hold_the_property_of_the_deflate() {
+    random_bytes(30, properties::deflate);
 }
 
 #[test]

@@ -15,6 +15,12 @@ use crate::wire::header::Opcode;
 /// Channels of one broadcast.
 pub const MAX_BROADCAST_CHANNELS: usize = 10_000;
 
+/// Longest pattern in bytes: four times the longest name.
+const MAX_PATTERN_BYTES: usize = 4 * ChannelName::MAX_BYTES;
+
+/// Alternatives in a pattern. Each can be one level of recursion, and 130 are too many.
+const MAX_PATTERN_BRACES: usize = 32;
+
 /// What a call asks for.
 #[derive(Debug)]
 pub enum Call {
@@ -152,6 +158,7 @@ fn disconnect(parameters: &Parameters, rules: &Rules) -> Result<Call, ApiError> 
         Some(Value::Number(code)) => {
             let known = code.as_u64().and_then(|code| u16::try_from(code).ok());
             known.and_then(CloseCode::from_wire).ok_or_else(|| {
+                let code: String = code.to_string().chars().take(32).collect();
                 let text = format!(
                     "code is {code}, which no Close frame may carry; applications use 3000 to 4999, \
                      and 1000 to 1003 or 1007 to 1014 as RFC 6455 means them"
@@ -170,7 +177,16 @@ fn disconnect(parameters: &Parameters, rules: &Rules) -> Result<Call, ApiError> 
     Ok(Call::Disconnect { connection, code, reason })
 }
 
+/// Reads a pattern, which is bounded in length and depth: globset and the regular expression that it
+/// makes recurse with the one and grow with the other, and panic beyond what they can hold.
 fn glob(pattern: &str) -> Result<GlobMatcher, ApiError> {
+    let (bytes, braces) = (pattern.len(), pattern.matches('{').count());
+    if bytes > MAX_PATTERN_BYTES || braces > MAX_PATTERN_BRACES {
+        return Err(ApiError::BadRequest(format!(
+            "pattern has {bytes} bytes and {braces} opening braces; it may have {MAX_PATTERN_BYTES} and \
+             {MAX_PATTERN_BRACES}"
+        )));
+    }
     match GlobBuilder::new(pattern).build() {
         Ok(glob) => Ok(glob.compile_matcher()),
         Err(error) => {
@@ -246,4 +262,67 @@ fn wrong_type(name: &str, expected: &str, found: &Value) -> ApiError {
         Value::Object(_) => "an object",
     };
     ApiError::BadRequest(format!("{name} is {found}; it must be {expected}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(method: &str, body: &str) -> Result<Call, ApiError> {
+        let rules = Rules { gateway: GatewayId::new(7), max_message_bytes: 10 };
+        Call::parse(method, body.as_bytes(), &rules)
+    }
+
+    fn refusal(method: &str, body: &str) -> String {
+        parse(method, body).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn body_may_be_blank_where_a_method_needs_no_parameters_and_is_an_object_elsewhere() {
+        assert!(matches!(parse("info", " \n"), Ok(Call::Info)));
+        assert!(matches!(parse("channels", ""), Ok(Call::Channels { pattern: None })));
+        assert!(matches!(parse("info", "[]"), Err(ApiError::NotJson(_))));
+        assert!(matches!(parse("nothing", "{}"), Err(ApiError::MethodNotFound(_))));
+    }
+
+    #[test]
+    fn message_of_exactly_the_limit_passes() {
+        let body = |text: &str| format!("{{\"channel\":\"a\",\"data\":\"{text}\"}}");
+        let Ok(Call::Publish { channel, frame }) = parse("publish", &body("0123456789")) else {
+            panic!("ten bytes are allowed");
+        };
+        assert_eq!((channel.as_str(), &frame[..]), ("a", &b"\x81\x0a0123456789"[..]));
+        let refused = parse("publish", &body("0123456789a"));
+        assert!(matches!(refused, Err(ApiError::MessageTooBig { bytes: 11, max_bytes: 10 })));
+    }
+
+    #[test]
+    fn entry_that_is_no_name_leaves_the_others_of_a_broadcast_alone() {
+        let body = r#"{"channels":["a","",7],"data":1}"#;
+        let Ok(Call::Broadcast { channels, .. }) = parse("broadcast", body) else {
+            panic!("one of three is a name");
+        };
+        assert!(matches!(&channels[..], [Ok(_), Err(_), Err(_)]));
+    }
+
+    #[test]
+    fn pattern_that_no_regular_expression_can_hold_is_refused_instead_of_a_panic() {
+        let nested = |depth| {
+            let pattern = "{a,".repeat(depth) + "a" + &"}".repeat(depth);
+            format!("{{\"pattern\":\"{pattern}\"}}")
+        };
+        assert!(parse("channels", &nested(MAX_PATTERN_BRACES)).is_ok());
+        for depth in [MAX_PATTERN_BRACES + 1, 130, 100_000] {
+            assert!(refusal("channels", &nested(depth)).starts_with("pattern has"));
+        }
+        let long = format!("{{\"pattern\":\"{}\"}}", "?".repeat(600_000));
+        assert!(refusal("channels", &long).starts_with("pattern has 600000 bytes"));
+    }
+
+    #[test]
+    fn code_of_many_digits_is_not_repeated_in_full() {
+        let id = "00000000-0007-8001-8000-000200000003";
+        let body = format!("{{\"connection\":\"{id}\",\"code\":1{}}}", "0".repeat(10_000));
+        assert!(refusal("disconnect", &body).len() < 300);
+    }
 }

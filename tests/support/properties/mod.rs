@@ -6,6 +6,9 @@
 //! - [`decoder()`]: bytes mean the same in whichever pieces they arrive, and the same to tungstenite.
 //! - [`assembly()`]: frames make the messages that a model of RFC 6455 section 5.4 makes of them.
 //! - [`handshake()`]: a request is refused for a rule that it breaks, and for no other reason.
+//! - [`extensions()`]: an answer is one that RFC 7692 allows for the first offer that can be met.
+//! - [`inflate()`]: a payload becomes what miniz_oxide makes of it, or is refused as there.
+//! - [`deflate()`]: a message that is deflated and inflated is itself, whoever does the one or the other.
 //! - [`channel_path()`]: a URL is refused or understood, and understood the same when said again.
 //! - [`api_body()`]: the body of a call is refused or understood, as another reading of it says.
 //! - [`outbound_queue()`]: what leaves is whole frames in order, as a plain list of frames says.
@@ -21,9 +24,12 @@ mod api_body;
 mod assembly;
 mod channel_path;
 mod decoder;
+mod deflate;
+mod extensions;
 mod frames;
 mod handshake;
 mod hub;
+mod inflate;
 mod input;
 mod outbound_queue;
 mod reference;
@@ -32,6 +38,9 @@ pub use api_body::api_body;
 pub use assembly::assembly;
 pub use channel_path::channel_path;
 pub use decoder::decoder;
+pub use deflate::deflate;
+pub use extensions::extensions;
 pub use handshake::handshake;
 pub use hub::hub;
+pub use inflate::inflate;
 pub use outbound_queue::outbound_queue;
