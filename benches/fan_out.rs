@@ -36,12 +36,13 @@ use wsgate::broker::directory::Directory;
 use wsgate::broker::lane::{self, Weigh};
 use wsgate::broker::memory::{self, Bounds};
 use wsgate::connection::outbound::{Limit, OutboundQueue, SlowConsumerPolicy};
-use wsgate::hub::{Hears, Hub};
+use wsgate::hub::{Group, Hub};
 use wsgate::pubsub::{BatchBuilder, ChannelName, ConnectionId, GatewayId, ShardId};
 use wsgate::shard::orders::{Handle, Order};
-use wsgate::shard::settings::Settings;
+use wsgate::shard::settings::{Compression, CompressionMode, Settings};
 use wsgate::shard::{Loads, Seed};
 use wsgate::telemetry::counters::Counters;
+use wsgate::wire::extensions::WindowBits;
 use wsgate::wire::frame;
 use wsgate::wire::header::Opcode;
 
@@ -123,7 +124,7 @@ fn hub(criterion: &mut Criterion) {
         let mut hub = Hub::default();
         for name in &names {
             for slot in 0..SUBSCRIBERS {
-                hub.subscribe(slot, name, Hears::One);
+                hub.subscribe(slot, name, Group::Plain);
             }
         }
         let mut next = strides(channels);
@@ -131,19 +132,19 @@ fn hub(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("find_10_subscribers", channels), |bencher| {
             bencher.iter(|| {
                 let channel = hub.find(any()).expect("it is there");
-                hub.subscribers(channel, Hears::One).map(u64::from).sum::<u64>()
+                hub.subscribers(channel, Group::Plain).map(u64::from).sum::<u64>()
             });
         });
         group.bench_function(BenchmarkId::new("join_and_leave", channels), |bencher| {
             bencher.iter(|| {
-                let subscribed = hub.subscribe(SUBSCRIBERS, any(), Hears::One);
+                let subscribed = hub.subscribe(SUBSCRIBERS, any(), Group::Plain);
                 hub.unsubscribe(subscribed.key)
             });
         });
         let new = ChannelName::new("new").expect("a good name");
         group.bench_function(BenchmarkId::new("first_and_last", channels), |bencher| {
             bencher.iter(|| {
-                let subscribed = hub.subscribe(0, &new, Hears::One);
+                let subscribed = hub.subscribe(0, &new, Group::Plain);
                 hub.unsubscribe(subscribed.key)
             });
         });
@@ -414,6 +415,12 @@ impl Shard {
         listener.set_nonblocking(true).expect("sockets can be");
         let address = listener.local_addr().expect("it is bound");
         let settings = Settings {
+            compression: Compression {
+                mode: CompressionMode::Shared,
+                min_bytes: 256,
+                window: WindowBits::MAX,
+                max_memory_bytes: 0,
+            },
             max_message_bytes: 64 * 1024,
             ping_interval: Duration::ZERO,
             idle_timeout: Duration::from_secs(3_600),

@@ -42,7 +42,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tungstenite::protocol::WebSocketConfig;
 use tungstenite::protocol::frame::coding::{Data, OpCode as TungsteniteOpcode};
 use tungstenite::protocol::frame::{Frame as TungsteniteFrame, FrameHeader, Utf8Bytes};
-use wsgate::wire::decoder::{Decoder, Event, MAX_KEPT_BYTES, ServerFrame};
+use wsgate::wire::decoder::{Decoder, Event, MAX_KEPT_BYTES, Rules, ServerFrame};
 use wsgate::wire::frame;
 use wsgate::wire::header::{ClientFrameHeader, Opcode};
 use wsgate::wire::utf8::Utf8Validator;
@@ -58,6 +58,8 @@ const SEGMENT_BYTES: usize = 1_448;
 
 const MASKING_KEY: [u8; 4] = [0x12, 0x34, 0x56, 0x78];
 const MAX_MESSAGE_BYTES: usize = 64 << 10;
+
+const RULES: Rules = Rules { max_message_bytes: MAX_MESSAGE_BYTES, deflate: false };
 
 fn main() {
     // Shorter than Criterion's defaults: over a hundred benches shall not take half an hour.
@@ -88,7 +90,7 @@ fn header(criterion: &mut Criterion) {
         let header = wire[..header_bytes].to_vec();
         let size = format!("{header_bytes}B");
         group.bench_function(BenchmarkId::new("wsgate", &size), |bencher| {
-            bencher.iter(|| ClientFrameHeader::decode(black_box(&header)));
+            bencher.iter(|| ClientFrameHeader::decode(black_box(&header), false));
         });
         group.bench_function(BenchmarkId::new("tungstenite", &size), |bencher| {
             bencher.iter(|| FrameHeader::parse(&mut Cursor::new(black_box(&header))));
@@ -320,7 +322,7 @@ impl Gateway {
             let end = MAX_KEPT_BYTES + read_bytes;
             loop {
                 let input = &mut self.buffer[at..end];
-                let decoded = self.decoder.decode(input, MAX_MESSAGE_BYTES).expect("good frames");
+                let decoded = self.decoder.decode(input, RULES).expect("good frames");
                 at += decoded.consumed;
                 match decoded.event {
                     None => break,

@@ -7,6 +7,6 @@ mod batch;
 mod channel;
 mod connection_id;
 
-pub use batch::{Batch, BatchBuilder, Count};
+pub use batch::{Batch, BatchBuilder, Count, FORMS};
 pub use channel::{ChannelName, ChannelNameError};
 pub use connection_id::{ConnectionId, ConnectionIdError, GatewayId, ShardId};

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::key::Key;
-use super::{Config, slow_consumer_name, value};
+use super::{Config, compression_mode_name, slow_consumer_name, value};
 
 impl Config {
     /// Every setting on a line of its own, with the source of its value as a comment; one that is
@@ -46,6 +46,10 @@ impl Config {
             Key::SlowConsumer => quoted(slow_consumer_name(shard.slow_consumer)),
             Key::MailboxEntries => shard.mailbox_entries.to_string(),
             Key::MailboxBytes => size(shard.mailbox_bytes),
+            Key::Compression => quoted(compression_mode_name(shard.compression.mode)),
+            Key::CompressionMinBytes => size(shard.compression.min_bytes),
+            Key::CompressionWindow => size(shard.compression.window.bytes()),
+            Key::CompressionMemory => size(shard.compression.max_memory_bytes),
             Key::AllowedOrigins => {
                 let patterns: Vec<_> = shard
                     .allowed_origins

@@ -34,6 +34,10 @@ pub enum Key {
     SlowConsumer,
     MailboxEntries,
     MailboxBytes,
+    Compression,
+    CompressionMinBytes,
+    CompressionWindow,
+    CompressionMemory,
     AllowedOrigins,
     ApiKey,
     DrainGrace,
@@ -67,6 +71,7 @@ pub(super) enum DefaultValue {
 const LISTENERS: &str = "Listeners and threads";
 const CONNECTIONS: &str = "Connections";
 const MESSAGES: &str = "Messages and queues";
+const COMPRESSION: &str = "Compression";
 const ACCESS: &str = "Access";
 const DRAIN: &str = "Drain";
 const LOG: &str = "Log";
@@ -225,6 +230,38 @@ impl Key {
                 "SIZE",
                 DefaultValue::Described("16MiB, or one message of the largest size"),
                 "Most bytes that may wait from one shard for another; when full, publishers wait",
+            ),
+            Self::Compression => (
+                "compression",
+                COMPRESSION,
+                "MODE",
+                DefaultValue::Text("shared"),
+                "What is done with a client's offer of permessage-deflate: off, shared (a \
+                 publication is deflated once for all subscribers, and a connection keeps no \
+                 memory for it) or dedicated (each connection refers to its own earlier messages)",
+            ),
+            Self::CompressionMinBytes => (
+                "compression-min-bytes",
+                COMPRESSION,
+                "SIZE",
+                DefaultValue::Text("256"),
+                "Shortest message that is sent deflated",
+            ),
+            Self::CompressionWindow => (
+                "compression-window",
+                COMPRESSION,
+                "SIZE",
+                DefaultValue::Text("8KiB"),
+                "How far back messages refer with dedicated compression, in either direction: a \
+                 power of two from 512B to 32KiB; or its exponent, 9 to 15",
+            ),
+            Self::CompressionMemory => (
+                "compression-memory",
+                COMPRESSION,
+                "SIZE",
+                DefaultValue::Text("64MiB"),
+                "Most memory for the windows of all connections with dedicated compression; those \
+                 that come when it is taken get shared compression",
             ),
             Self::AllowedOrigins => (
                 "allowed-origins",

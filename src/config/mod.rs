@@ -35,6 +35,7 @@ use crate::connection::outbound::SlowConsumerPolicy;
 use crate::server;
 use crate::server::settings::ApiKey;
 use crate::shard;
+use crate::shard::settings::{Compression, CompressionMode};
 use crate::telemetry::logging::{LogFilter, LogFormat};
 use crate::wire::frame::MAX_HEADER_BYTES;
 
@@ -134,11 +135,23 @@ impl Config {
             queue_bytes(&mut layers, Key::OutboundQueueBytes, DEFAULT_OUTBOUND_QUEUE_BYTES);
         let mailbox_bytes = queue_bytes(&mut layers, Key::MailboxBytes, DEFAULT_MAILBOX_BYTES);
 
+        let compression = Compression {
+            mode: layers.value(Key::Compression, |raw| {
+                value::choice(raw, &COMPRESSION_MODES, compression_mode_name)
+            }),
+            min_bytes: layers
+                .value(Key::CompressionMinBytes, |raw| value::size(raw, 0..=MAX_MESSAGE_BYTES)),
+            window: layers.value(Key::CompressionWindow, value::window),
+            max_memory_bytes: layers
+                .value(Key::CompressionMemory, |raw| value::size(raw, 0..=MAX_QUEUE_BYTES)),
+        };
+
         let shard = shard::settings::Settings {
             max_message_bytes,
             max_channels_per_connection: layers.value(Key::MaxChannelsPerConnection, |raw| {
                 value::count(raw, 1..=MAX_CHANNELS_PER_CONNECTION)
             }),
+            compression,
             ping_interval: layers.value(Key::PingInterval, value::duration),
             idle_timeout: layers.value(Key::IdleTimeout, value::positive_duration),
             handshake_timeout: layers.value(Key::HandshakeTimeout, value::positive_duration),
@@ -212,6 +225,18 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Its TOML form hides the API key; the `Debug` of the settings would show it.
         f.debug_tuple("Config").field(&self.to_toml()).finish()
+    }
+}
+
+const COMPRESSION_MODES: [CompressionMode; 3] =
+    [CompressionMode::Off, CompressionMode::Shared, CompressionMode::Dedicated];
+
+/// The word that an operator writes for `mode`.
+fn compression_mode_name(mode: CompressionMode) -> &'static str {
+    match mode {
+        CompressionMode::Off => "off",
+        CompressionMode::Shared => "shared",
+        CompressionMode::Dedicated => "dedicated",
     }
 }
 

@@ -12,6 +12,7 @@ use bytesize::ByteSize;
 
 use crate::auth::origin::{OriginPattern, OriginPatternError};
 use crate::telemetry::logging::{LogFilter, LogFilterError};
+use crate::wire::extensions::WindowBits;
 
 /// A value as a source has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +86,8 @@ pub enum ValueError {
     Kind { wanted: &'static str, found: &'static str },
     #[error("not a size. Write bytes, or a number with a unit: 65536, 64KiB, 1MiB")]
     Size,
+    #[error("not a window. Write 512B, 1KiB, 2KiB, 4KiB, 8KiB, 16KiB or 32KiB")]
+    Window,
     #[error("not a whole number. Write digits alone")]
     Count,
     #[error("out of range. Write a value from {min} to {max}")]
@@ -124,6 +127,17 @@ pub(super) fn size(raw: &Raw, bounds: RangeInclusive<u64>) -> Result<usize, Valu
     }
     let bytes = text.parse::<ByteSize>().map_err(|_| ValueError::Size)?.as_u64();
     within(bytes, &bounds, show_size)
+}
+
+/// A compression window: its size in bytes, or the exponent of that.
+pub(super) fn window(raw: &Raw) -> Result<WindowBits, ValueError> {
+    let bytes = size(raw, 0..=u64::MAX)?;
+    let bits = match bytes {
+        9..=15 => bytes as u8,
+        bytes if bytes.is_power_of_two() => bytes.ilog2() as u8,
+        _ => return Err(ValueError::Window),
+    };
+    WindowBits::new(bits).filter(|bits| *bits > WindowBits::MIN).ok_or(ValueError::Window)
 }
 
 /// A number of things within `bounds`, in the type that will hold it.

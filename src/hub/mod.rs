@@ -3,6 +3,7 @@
 //! The hub answers *who*; how a frame reaches a subscriber is the shard's business.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use crate::pubsub::ChannelName;
 
@@ -21,14 +22,26 @@ impl ChannelKey {
 #[derive(Debug, PartialEq, Eq)]
 pub struct SubscriptionKey(u32);
 
-/// How many channels a subscriber hears in all. It decides how a subscriber is written to: one that
-/// hears several may have something from more than one of them, which is to leave in one write.
+/// Subscribers that are written to alike. One that hears several channels may have something from more
+/// than one of them, which is to leave in one write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hears {
-    /// This one alone.
-    One,
-    /// Others too.
-    Several,
+pub enum Group {
+    /// They hear this channel alone and get frames as they were published.
+    Plain,
+    /// They hear this channel alone and get frames that are deflated once for all of them.
+    Deflated,
+    /// They hear several channels and get frames as they were published.
+    SeveralPlain,
+    /// They hear several channels and get frames that are deflated once for all of them.
+    SeveralDeflated,
+    /// Each of them gets frames of its own making, whatever it hears.
+    Own,
+}
+
+impl Group {
+    /// Every group.
+    pub const ALL: [Self; 5] =
+        [Self::Plain, Self::Deflated, Self::SeveralPlain, Self::SeveralDeflated, Self::Own];
 }
 
 /// One subscriber of a channel.
@@ -41,11 +54,22 @@ struct Subscriber {
 #[derive(Debug)]
 struct Channel {
     name: ChannelName,
-    /// Never empty: the last unsubscribe removes the channel. First those that hear one channel, so
-    /// that whoever writes to all of them asks none of them.
+    /// Never empty: the last unsubscribe removes the channel. Group after group, so that whoever
+    /// writes to all of a group asks none of them.
     subscribers: Vec<Subscriber>,
-    /// Where in the list those begin that hear several.
-    several: u32,
+    /// Where in the list each group ends, but for the last, which ends with it.
+    ends: [u32; Group::ALL.len() - 1],
+}
+
+impl Channel {
+    /// Where in the list `group` is.
+    #[inline]
+    fn range(&self, group: Group) -> Range<usize> {
+        let group = group as usize;
+        let start = if group == 0 { 0 } else { self.ends[group - 1] as usize };
+        let end = self.ends.get(group).map_or(self.subscribers.len(), |end| *end as usize);
+        start..end
+    }
 }
 
 /// Where a subscription stands.
@@ -76,26 +100,30 @@ pub struct Subscribed {
 }
 
 impl Hub {
-    /// Subscribes the connection in `slot` to `name`. `hears` is the same for all its subscriptions.
-    pub fn subscribe(&mut self, slot: u32, name: &ChannelName, hears: Hears) -> Subscribed {
+    /// Subscribes the connection in `slot` to `name`. `group` is the same for all its subscriptions.
+    pub fn subscribe(&mut self, slot: u32, name: &ChannelName, group: Group) -> Subscribed {
         let known = self.keys.get(name).copied();
         let channel = known.unwrap_or_else(|| {
-            let channel = Channel { name: name.clone(), subscribers: Vec::new(), several: 0 };
+            let channel = Channel { name: name.clone(), subscribers: Vec::new(), ends: [0; _] };
             let key = ChannelKey(self.channels.insert(channel));
             self.keys.insert(name.clone(), key);
             key
         });
-        let Channel { subscribers, several, .. } = self.channels.get_mut(channel.0);
-        let end = subscribers.len() as u32;
-        let subscription = self.subscriptions.insert(Place { channel, position: end });
+        let Channel { subscribers, ends, .. } = self.channels.get_mut(channel.0);
+        let mut position = subscribers.len();
+        let subscription = self.subscriptions.insert(Place { channel, position: position as u32 });
         subscribers.push(Subscriber { slot, subscription });
-        if hears == Hears::One {
-            // It changes places with the first of those that hear several, if there is one.
-            self.subscriptions.get_mut(subscribers[*several as usize].subscription).position = end;
-            self.subscriptions.get_mut(subscription).position = *several;
-            subscribers.swap(*several as usize, end as usize);
-            *several += 1;
+        // It moves forward to the end of its group, past one of each group behind that: their first
+        // goes to their end.
+        for end in ends[group as usize..].iter_mut().rev() {
+            let first = *end as usize;
+            subscribers.swap(first, position);
+            let moved = subscribers[position].subscription;
+            self.subscriptions.get_mut(moved).position = position as u32;
+            position = first;
+            *end += 1;
         }
+        self.subscriptions.get_mut(subscription).position = position as u32;
         let key = SubscriptionKey(subscription);
         Subscribed { key, channel, is_first: known.is_none() }
     }
@@ -103,28 +131,31 @@ impl Hub {
     /// Ends a subscription. Returns the channel if it was the last one here: the moment to tell the
     /// broker.
     pub fn unsubscribe(&mut self, key: SubscriptionKey) -> Option<(ChannelKey, ChannelName)> {
-        let Place { channel: key, mut position } = self.subscriptions.remove(key.0);
+        let Place { channel: key, position } = self.subscriptions.remove(key.0);
+        let mut position = position as usize;
         let channel = self.channels.get_mut(key.0);
-        if position < channel.several {
-            // The last of those that hear one channel takes its place, and leaves its own free.
-            channel.several -= 1;
-            let last = channel.subscribers[channel.several as usize];
-            if position < channel.several {
-                channel.subscribers[position as usize] = last;
-                self.subscriptions.get_mut(last.subscription).position = position;
+        let Channel { subscribers, ends, .. } = channel;
+        // The place that becomes free moves to the end of its group and of each one behind that: their
+        // last goes to their front.
+        let group = ends.partition_point(|end| *end as usize <= position);
+        for end in &mut ends[group..] {
+            *end -= 1;
+            let last = *end as usize;
+            subscribers.swap(position, last);
+            let moved = subscribers[position].subscription;
+            if position != last {
+                self.subscriptions.get_mut(moved).position = position as u32;
             }
-            position = channel.several;
+            position = last;
         }
-        channel.subscribers.swap_remove(position as usize);
-        if let Some(moved) = channel.subscribers.get(position as usize) {
-            self.subscriptions.get_mut(moved.subscription).position = position;
+        subscribers.swap_remove(position);
+        if let Some(moved) = subscribers.get(position) {
+            self.subscriptions.get_mut(moved.subscription).position = position as u32;
         }
-        if !channel.subscribers.is_empty() {
+        if !subscribers.is_empty() {
             // A channel that had a crowd and lost it gives the memory back.
-            if channel.subscribers.capacity() > 64
-                && channel.subscribers.len() * 4 < channel.subscribers.capacity()
-            {
-                channel.subscribers.shrink_to(channel.subscribers.len() * 2);
+            if subscribers.capacity() > 64 && subscribers.len() * 4 < subscribers.capacity() {
+                subscribers.shrink_to(subscribers.len() * 2);
             }
             return None;
         }
@@ -146,21 +177,16 @@ impl Hub {
         &self.channels.get(channel.0).name
     }
 
-    /// The slots of those on this shard that are subscribed to `channel` and hear as many channels as
-    /// `hears` says, in no promised order.
+    /// The slots of those of this group on this shard that are subscribed to `channel`, in no promised
+    /// order.
     #[inline]
     pub fn subscribers(
         &self,
         channel: ChannelKey,
-        hears: Hears,
+        group: Group,
     ) -> impl ExactSizeIterator<Item = u32> {
-        let Channel { subscribers, several, .. } = self.channels.get(channel.0);
-        let (of_one, of_several) = subscribers.split_at(*several as usize);
-        let subscribers = match hears {
-            Hears::One => of_one,
-            Hears::Several => of_several,
-        };
-        subscribers.iter().map(|subscriber| subscriber.slot)
+        let channel = self.channels.get(channel.0);
+        channel.subscribers[channel.range(group)].iter().map(|subscriber| subscriber.slot)
     }
 
     /// Every channel with how many subscriptions it has here.
@@ -220,10 +246,10 @@ mod tests {
         ChannelName::new(name).unwrap()
     }
 
-    fn subscribers(hub: &Hub, channel: &str, hears: Hears) -> Vec<u32> {
+    fn subscribers(hub: &Hub, channel: &str, group: Group) -> Vec<u32> {
         let channel = hub.find(&name(channel));
         let mut slots: Vec<u32> =
-            channel.map(|channel| hub.subscribers(channel, hears).collect()).unwrap_or_default();
+            channel.map(|channel| hub.subscribers(channel, group).collect()).unwrap_or_default();
         slots.sort_unstable();
         slots
     }
@@ -231,15 +257,15 @@ mod tests {
     #[test]
     fn first_subscriber_and_last_leaver_of_a_channel_are_reported_and_no_other() {
         let mut hub = Hub::default();
-        let first = hub.subscribe(1, &name("room:1"), Hears::One);
-        let second = hub.subscribe(2, &name("room:1"), Hears::One);
+        let first = hub.subscribe(1, &name("room:1"), Group::Plain);
+        let second = hub.subscribe(2, &name("room:1"), Group::Plain);
         assert!(first.is_first && !second.is_first);
-        assert_eq!(subscribers(&hub, "room:1", Hears::One), [1, 2]);
+        assert_eq!(subscribers(&hub, "room:1", Group::Plain), [1, 2]);
         assert_eq!(hub.unsubscribe(first.key), None);
-        assert_eq!(subscribers(&hub, "room:1", Hears::One), [2]);
+        assert_eq!(subscribers(&hub, "room:1", Group::Plain), [2]);
         assert_eq!(hub.unsubscribe(second.key), Some((second.channel, name("room:1"))));
         assert_eq!(hub.find(&name("room:1")), None);
-        assert!(hub.subscribe(3, &name("room:1"), Hears::Several).is_first);
+        assert!(hub.subscribe(3, &name("room:1"), Group::SeveralPlain).is_first);
     }
 
     proptest! {
@@ -251,33 +277,30 @@ mod tests {
                 key: SubscriptionKey,
                 slot: u32,
                 channel: String,
-                hears: Hears,
+                group: Group,
             }
             let mut hub = Hub::default();
             let mut held: Vec<Held> = Vec::new();
             for (step, (channel, pick, join)) in steps.into_iter().enumerate() {
                 let channel = format!("channel {channel}");
-                let (slot, hears) = match pick.index(3) {
-                    0 => (step as u32, Hears::Several),
-                    _ => (step as u32, Hears::One),
-                };
+                let (slot, group) = (step as u32, Group::ALL[pick.index(Group::ALL.len())]);
                 let is_empty =
                     |held: &[Held], channel: &str| held.iter().all(|held| held.channel != channel);
                 if join || held.is_empty() {
-                    let subscribed = hub.subscribe(slot, &name(&channel), hears);
+                    let subscribed = hub.subscribe(slot, &name(&channel), group);
                     prop_assert_eq!(subscribed.is_first, is_empty(&held, &channel));
-                    held.push(Held { key: subscribed.key, slot, channel, hears });
+                    held.push(Held { key: subscribed.key, slot, channel, group });
                 } else {
                     let Held { key, channel, .. } = held.swap_remove(pick.index(held.len()));
                     let is_last = is_empty(&held, &channel);
                     prop_assert_eq!(hub.unsubscribe(key).is_some(), is_last);
                 }
-                for (channel, hears) in (0..8).map(|case| (case / 2, [Hears::One, Hears::Several][case % 2])) {
+                for (channel, group) in (0..4).flat_map(|channel| Group::ALL.map(|group| (channel, group))) {
                     let channel = format!("channel {channel}");
-                    let of_kind = held.iter().filter(|held| held.channel == channel && held.hears == hears);
+                    let of_kind = held.iter().filter(|held| held.channel == channel && held.group == group);
                     let mut slots: Vec<u32> = of_kind.map(|held| held.slot).collect();
                     slots.sort_unstable();
-                    prop_assert_eq!(subscribers(&hub, &channel, hears), slots);
+                    prop_assert_eq!(subscribers(&hub, &channel, group), slots);
                 }
             }
             let mut counts: BTreeMap<&str, usize> = BTreeMap::new();

@@ -1,6 +1,7 @@
 //! Publications to one channel that travel together.
 
 use std::ops::{AddAssign, Range, SubAssign};
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -11,6 +12,9 @@ use crate::pubsub::ConnectionId;
 /// frame costs less than one more entry in a vectored write, and a slow reader that holds it does
 /// not hold the read buffer it came in.
 const SHARED_FRAME_BYTES: usize = 16 * 1024;
+
+/// How many forms a batch can have beside the one it was made in.
+pub const FORMS: usize = 8;
 
 /// How many publications of which kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,10 +62,13 @@ pub struct Batch {
     /// in two.
     segments: Vec<Bytes>,
     bytes: usize,
+    largest_frame_bytes: usize,
     count: Count,
     received_at: Instant,
     /// Sorted by publisher.
     excluded: Vec<Exclusion>,
+    /// The same publications otherwise encoded, as far as somebody has asked.
+    forms: OnceLock<Box<[OnceLock<Batch>; FORMS]>>,
 }
 
 /// Publications that their publisher does not want back.
@@ -94,6 +101,51 @@ impl Batch {
     /// What the batch takes of a bound on memory, in bytes.
     pub fn weight(&self) -> usize {
         self.bytes + self.excluded.len() * size_of::<Exclusion>()
+    }
+
+    /// Length of the longest frame in bytes.
+    pub fn largest_frame_bytes(&self) -> usize {
+        self.largest_frame_bytes
+    }
+
+    /// The same publications in the form of this number, below [`FORMS`]. Whoever asks first has it made
+    /// by `make`; all others, on whichever shard, get the same.
+    pub fn form(&self, form: usize, make: impl FnOnce(&Self) -> Self) -> &Self {
+        let forms = self.forms.get_or_init(Box::default);
+        forms[form].get_or_init(|| make(self))
+    }
+
+    /// The same publications, each as `encode` has appended it; where `encode` says `false` it has
+    /// appended nothing, and the frame stays as it is. `first_frame_bytes` tells the length of the
+    /// frame at the front of what it is given.
+    pub fn encoded_again(
+        &self,
+        first_frame_bytes: impl Fn(&[u8]) -> usize,
+        mut encode: impl FnMut(&[u8], &mut Vec<u8>) -> bool,
+    ) -> Self {
+        let mut excluded: Vec<_> = self.excluded.iter().collect();
+        excluded.sort_by_key(|entry| entry.range.start);
+        let mut excluded = excluded.into_iter().peekable();
+        let mut builder = BatchBuilder::new(self.received_at);
+        let (mut position, mut again) = (0, Vec::new());
+        for segment in &self.segments {
+            let mut at = 0;
+            while at < segment.len() {
+                let end = at + first_frame_bytes(&segment[at..]);
+                while excluded.next_if(|entry| entry.range.end <= position).is_some() {}
+                let entry = excluded.peek().filter(|entry| entry.range.start <= position);
+                let publisher = entry.map(|entry| entry.publisher);
+                again.clear();
+                if encode(&segment[at..end], &mut again) {
+                    builder.push_borrowed(&again, publisher);
+                } else {
+                    builder.push(segment.slice(at..end), publisher);
+                }
+                position += end - at;
+                at = end;
+            }
+        }
+        builder.finish()
     }
 
     /// How many frames there are.
@@ -160,6 +212,7 @@ pub struct BatchBuilder {
     segments: Vec<Bytes>,
     tail: Vec<u8>,
     bytes: usize,
+    largest_frame_bytes: usize,
     count: Count,
     received_at: Instant,
     /// In the order in which they lie.
@@ -173,6 +226,7 @@ impl BatchBuilder {
             segments: Vec::new(),
             tail: Vec::new(),
             bytes: 0,
+            largest_frame_bytes: 0,
             count: Count::default(),
             received_at: now,
             excluded: Vec::new(),
@@ -209,6 +263,7 @@ impl BatchBuilder {
             ..entry.clone()
         }));
         self.bytes += batch.bytes;
+        self.largest_frame_bytes = self.largest_frame_bytes.max(batch.largest_frame_bytes);
         self.count += batch.count;
         self.received_at = self.received_at.min(batch.received_at);
         for segment in &batch.segments {
@@ -234,9 +289,11 @@ impl BatchBuilder {
         Batch {
             segments: self.segments,
             bytes: self.bytes,
+            largest_frame_bytes: self.largest_frame_bytes,
             count: self.count,
             received_at: self.received_at,
             excluded: self.excluded,
+            forms: OnceLock::new(),
         }
     }
 
@@ -244,6 +301,7 @@ impl BatchBuilder {
         let range = self.bytes..self.bytes + frame.len();
         let count = Count::one(frame);
         self.bytes = range.end;
+        self.largest_frame_bytes = self.largest_frame_bytes.max(frame.len());
         self.count += count;
         let Some(publisher) = excluded else {
             return;
@@ -339,5 +397,50 @@ mod tests {
         assert_eq!(text(&batch.segments_for(id(1)).0), "h1r2");
         assert!(text(&batch.segments_for(id(2)).0).starts_with("r1RRR"));
         assert!(text(&batch.segments_for(id(2)).0).ends_with("RRRr2h2"));
+    }
+
+    #[test]
+    fn form_is_made_once_and_leaves_out_the_same_publications() {
+        let mut builder = BatchBuilder::new(Instant::now());
+        let large = Bytes::from(vec![b'L'; SHARED_FRAME_BYTES]);
+        for (frame, publisher) in [("a1", Some(1)), ("b1", Some(2)), ("a2", Some(1)), ("c1", None)]
+        {
+            builder.push_borrowed(frame.as_bytes(), publisher.map(id));
+        }
+        builder.push(large.clone(), Some(id(1)));
+        builder.push_borrowed(b"b2", Some(id(2)));
+        let batch = builder.finish();
+        assert_eq!(batch.largest_frame_bytes(), SHARED_FRAME_BYTES);
+
+        // Each frame of this test is two bytes long, or large; the large one stays as it is.
+        let first_frame_bytes = |frames: &[u8]| match frames[0] {
+            b'L' => SHARED_FRAME_BYTES,
+            _ => 2,
+        };
+        let encode = |frame: &[u8], output: &mut Vec<u8>| {
+            let is_small = frame.len() == 2;
+            if is_small {
+                output.extend_from_slice(b"<");
+                output.extend_from_slice(frame);
+                output.extend_from_slice(b">");
+            }
+            is_small
+        };
+        let form = batch.form(3, |batch| batch.encoded_again(first_frame_bytes, encode));
+        let again = batch.form(3, |_| unreachable!("it is there"));
+        assert!(std::ptr::eq(form, again));
+        assert_eq!(form.segments()[1].as_ptr(), large.as_ptr(), "what stays is shared");
+        assert_eq!(form.count().total(), batch.count().total());
+        for subscriber in [1, 2, 3] {
+            let (plain, count) = batch.segments_for(id(subscriber));
+            let bracketed: String =
+                text(&plain).as_bytes().chunks(2).fold(String::new(), |all, frame| match frame {
+                    b"LL" => all + "LL",
+                    frame => format!("{all}<{}>", std::str::from_utf8(frame).unwrap()),
+                });
+            let (segments, form_count) = form.segments_for(id(subscriber));
+            assert_eq!(text(&segments), bracketed);
+            assert_eq!(form_count.total(), count.total());
+        }
     }
 }

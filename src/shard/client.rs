@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell, RefMut};
 use std::io::{self, IoSlice};
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::rc::Rc;
 use std::task::Waker;
 use std::time::Instant;
 
@@ -19,6 +20,7 @@ use crate::hub::{ChannelKey, SubscriptionKey};
 use crate::protocol::raw::Ask;
 use crate::pubsub::{Batch, ConnectionId, Count, ShardId};
 use crate::shard::Shard;
+use crate::shard::compression::{Deflate, Takeover};
 use crate::telemetry::counters::{BINARY, SlowConsumer, TEXT};
 use crate::wire::close::CloseCode;
 use crate::wire::frame;
@@ -45,6 +47,8 @@ pub(crate) struct Client {
     pub(crate) ask: Ask,
     /// The channel that it publishes to, and is subscribed to like to those of `subscriptions`.
     pub(crate) channel: Option<Channel>,
+    /// How its messages are deflated. Those that are alike share one.
+    pub(crate) deflate: Rc<Deflate>,
     /// Given back when the connection ends.
     pub(crate) subscriptions: Cell<Subscriptions>,
     pub(crate) socket: RefCell<TcpStream>,
@@ -54,8 +58,9 @@ pub(crate) struct Client {
     is_direct: Cell<bool>,
     /// Wakes the driver.
     pub(crate) waker: RefCell<Option<Waker>>,
-    /// The tick of its one entry in the wheel that counts; 0 for none.
-    pub(crate) timer_tick: Cell<u64>,
+    /// The tick of its one entry in the wheel that counts, less its upper half, which is the same for
+    /// all entries for seven years; 0 for none.
+    pub(crate) timer_tick: Cell<u32>,
     /// It publishes to a congested channel and is on the shard's list to be woken.
     pub(crate) is_paused: Cell<bool>,
     /// The socket's sending side was shut down.
@@ -103,6 +108,7 @@ impl Client {
         ask: Ask,
         channel: Option<Channel>,
         subscriptions: Subscriptions,
+        deflate: Rc<Deflate>,
         socket: TcpStream,
         now: Instant,
     ) -> Self {
@@ -110,6 +116,7 @@ impl Client {
             id,
             ask,
             channel,
+            deflate,
             subscriptions: Cell::new(subscriptions),
             socket: RefCell::new(socket),
             connection: RefCell::new(Connection::new(now)),
@@ -172,6 +179,20 @@ impl Client {
             }
         }
         shard.counters.outbound_queue_bytes.moved(before, connection.outbound.bytes());
+    }
+
+    /// Sends one whole plain frame that lies in a buffer which will be used again, deflated as this
+    /// connection has agreed.
+    pub(crate) fn send_deflated(&self, connection: &mut Connection, frame: &[u8], shard: &Shard) {
+        shard.with_deflated(frame, &self.deflate, |frame| {
+            self.send_borrowed(connection, frame, shard);
+        });
+    }
+
+    /// Whether a message of this length is deflated for this connection.
+    #[inline]
+    pub(crate) fn deflates(&self, payload_bytes: usize, shard: &Shard) -> bool {
+        self.deflate.is_on() && shard.codec.is_worth(payload_bytes)
     }
 
     /// Sends whole frames that lie in a buffer which will be used again.
@@ -306,9 +327,26 @@ impl Client {
         self.hand_over(&mut connection, segments, count, Some(Ok(written)), shard);
     }
 
-    /// Hands several batches to this subscriber in one write, in this order. `slices` is room that is
-    /// used again.
+    /// Hands several batches to this subscriber in one write, in this order and deflated as it has
+    /// agreed. `slices` is room that is used again.
     pub(crate) fn deliver_together<'a>(
+        &self,
+        batches: impl Iterator<Item = &'a Batch> + Clone,
+        slices: &mut Vec<IoSlice<'a>>,
+        tally: &Tally,
+        shard: &Shard,
+    ) {
+        match &*self.deflate {
+            Deflate::Off => self.deliver_as_they_are(batches, slices, tally, shard),
+            Deflate::Alone(window) => {
+                let batches = batches.map(|batch| shard.deflated(batch, *window));
+                self.deliver_as_they_are(batches, slices, tally, shard);
+            }
+            Deflate::Takeover(takeover) => self.deliver_referring(batches, takeover, tally, shard),
+        }
+    }
+
+    fn deliver_as_they_are<'a>(
         &self,
         batches: impl Iterator<Item = &'a Batch> + Clone,
         slices: &mut Vec<IoSlice<'a>>,
@@ -341,6 +379,65 @@ impl Client {
                 self.hand_over(&mut connection, segments, count, Some(written), shard);
             }
         }
+    }
+
+    /// As [`Client::deliver_together`], to a connection with context takeover.
+    ///
+    /// A message that refers to others must not be dropped, nor must those that it refers to. So only
+    /// what the socket takes refers to anything; what has to wait, and can be dropped by the
+    /// slow-consumer policy, stands alone, and what comes after it refers to nothing before it.
+    fn deliver_referring<'a>(
+        &self,
+        batches: impl Iterator<Item = &'a Batch> + Clone,
+        takeover: &Takeover,
+        tally: &Tally,
+        shard: &Shard,
+    ) {
+        let mut connection = self.hold(shard);
+        let alone = batches.clone().map(|batch| shard.deflated(batch, takeover.window()));
+        if !connection.is_open() || !connection.outbound.is_empty() {
+            takeover.forget_ours();
+            return self.deliver_carefully(&mut connection, alone, tally, shard);
+        }
+        let (mut count, mut frames) = (Count::default(), Vec::new());
+        for batch in batches {
+            let (segments, others) = batch.segments_for(self.id);
+            count += others;
+            for segment in &segments {
+                frame::for_each(segment, |frame| {
+                    shard.append_referring(&mut frames, frame, takeover);
+                });
+            }
+        }
+        if count == Count::default() {
+            return;
+        }
+        tally.count_write();
+        let written = self.write(&frames);
+        let taken = match written {
+            Ok(bytes) if bytes == frames.len() => {
+                shard.counters.sent_bytes.add(bytes as u64);
+                return shard.count_deliveries(count, 1);
+            }
+            Ok(bytes) => bytes,
+            Err(_) => 0,
+        };
+        takeover.forget_ours();
+        // The frame of which a part is written stays; those behind it are taken from the others.
+        frames.truncate(frame::boundary_from(&frames, taken));
+        let mut done = frame::count_messages(&frames);
+        let mut segments = if frames.is_empty() { Vec::new() } else { vec![Bytes::from(frames)] };
+        for segment in alone.flat_map(|batch| batch.segments_for(self.id).0) {
+            let mut at = 0;
+            while done > 0 && at < segment.len() {
+                at += frame::first_frame_bytes(&segment[at..]);
+                done -= 1;
+            }
+            if at < segment.len() {
+                segments.push(segment.slice(at..));
+            }
+        }
+        self.hand_over(&mut connection, segments.iter(), count, Some(written), shard);
     }
 
     /// As [`Client::deliver_together`], whatever state the connection is in and whatever the batches

@@ -22,8 +22,9 @@ use crate::shard::turn::Frame;
 use crate::shard::{READ_BUFFER_BYTES, Shard};
 use crate::telemetry::counters::{BINARY, TEXT};
 use crate::wire::close::CloseCode;
-use crate::wire::decoder::{Event, MAX_KEPT_BYTES, ServerFrame};
+use crate::wire::decoder::{DeflatedPayload, Event, MAX_KEPT_BYTES, Rules, ServerFrame};
 use crate::wire::frame::MessageKind;
+use crate::wire::header::ProtocolError;
 
 /// Drives one connection to its end.
 pub(crate) struct Driver {
@@ -214,18 +215,14 @@ pub(crate) fn process(
     // Frames to be sent back that lie one behind the other in the part of the buffer that is done
     // with, so that those of one read leave in one write.
     let mut answer = 0..0;
+    let rules =
+        Rules { max_message_bytes: shard.max_message_bytes, deflate: client.deflate.is_on() };
     loop {
-        let decoded = match connection.decoder.decode(&mut buffer[at..end], shard.max_message_bytes)
-        {
+        let decoded = match connection.decoder.decode(&mut buffer[at..end], rules) {
             Ok(decoded) => decoded,
             Err(violation) => {
                 send_answer(client, connection, shard, buffer, answer);
-                if connection.is_open() {
-                    shard.counters.protocol_errors[violation.kind()].increment();
-                    debug!(connection = %client.id.to_uuid(shard.gateway), %violation, "protocol error");
-                }
-                connection.handle_violation(now, violation, &shard.timing);
-                return;
+                return handle_violation(client, connection, shard, violation, now);
             }
         };
         let start = at;
@@ -234,12 +231,24 @@ pub(crate) fn process(
             None => break,
             Some(Event::Pong) => {}
             // After our Close the peer's Close is all that counts.
-            Some(Event::Message { .. } | Event::Ping { .. }) if !connection.is_open() => {}
-            Some(Event::Message { kind, frame, .. }) => {
+            Some(Event::Message { .. } | Event::DeflatedMessage { .. } | Event::Ping { .. })
+                if !connection.is_open() => {}
+            Some(Event::Message { kind, payload_bytes, frame }) => {
                 #[cfg(test)]
                 tests::panic_if_asked(&buffer[start..at]);
                 count_received(shard, kind);
                 match (client.ask, frame) {
+                    (Ask::Echo, frame) if client.deflates(payload_bytes, shard) => {
+                        count_echoed(shard, kind);
+                        send_answer(client, connection, shard, buffer, std::mem::take(&mut answer));
+                        let frame = match &frame {
+                            ServerFrame::InPlace(range) => {
+                                &buffer[start + range.start..start + range.end]
+                            }
+                            ServerFrame::Gathered(frame) => frame,
+                        };
+                        client.send_deflated(connection, frame, shard);
+                    }
                     (Ask::Echo, ServerFrame::InPlace(range)) => {
                         count_echoed(shard, kind);
                         append(&mut answer, buffer, start + range.start..start + range.end);
@@ -256,6 +265,20 @@ pub(crate) fn process(
                     (Ask::Publish { own }, ServerFrame::Gathered(frame)) => {
                         shard.publish(client, own, Frame::Owned(frame), now);
                     }
+                }
+            }
+            Some(Event::DeflatedMessage { kind, payload }) => {
+                // What came before it is answered before it.
+                send_answer(client, connection, shard, buffer, std::mem::take(&mut answer));
+                let payload = match &payload {
+                    DeflatedPayload::InPlace(range) => {
+                        &buffer[start + range.start..start + range.end]
+                    }
+                    DeflatedPayload::Gathered(payload) => payload,
+                };
+                if let Err(violation) = take_deflated(client, connection, shard, kind, payload, now)
+                {
+                    return handle_violation(client, connection, shard, violation, now);
                 }
             }
             Some(Event::Ping { pong }) => {
@@ -277,6 +300,48 @@ pub(crate) fn process(
     }
     send_answer(client, connection, shard, buffer, answer);
     connection.decoder.keep(&buffer[at..end]);
+}
+
+/// Acts on a message whose payload is deflated.
+fn take_deflated(
+    client: &Client,
+    connection: &mut Connection,
+    shard: &Shard,
+    kind: MessageKind,
+    payload: &[u8],
+    now: Instant,
+) -> Result<(), ProtocolError> {
+    let frame = shard.inflate(kind, payload, &client.deflate)?;
+    count_received(shard, kind);
+    match client.ask {
+        Ask::Echo => {
+            count_echoed(shard, kind);
+            client.send_deflated(connection, &frame, shard);
+        }
+        Ask::Publish { own } if frame.is_large() => {
+            shard.publish(client, own, Frame::Owned(frame.into_bytes()), now);
+            return Ok(());
+        }
+        Ask::Publish { own } => shard.publish(client, own, Frame::Borrowed(&frame), now),
+    }
+    shard.recycle(frame);
+    Ok(())
+}
+
+/// Fails the connection for a rule that the peer broke.
+#[cold]
+fn handle_violation(
+    client: &Client,
+    connection: &mut Connection,
+    shard: &Shard,
+    violation: ProtocolError,
+    now: Instant,
+) {
+    if connection.is_open() {
+        shard.counters.protocol_errors[violation.kind()].increment();
+        debug!(connection = %client.id.to_uuid(shard.gateway), %violation, "protocol error");
+    }
+    connection.handle_violation(now, violation, &shard.timing);
 }
 
 /// Moves the frame in `range` right behind those in `answer`.

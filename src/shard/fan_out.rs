@@ -2,7 +2,8 @@
 //!
 //! One pass flushes a turn: everything that was published here and everything that came from other
 //! shards meanwhile. A subscriber of one channel is written to at once. One of several channels may
-//! have something from each of them, so those are gathered, and get one vectored write at the end.
+//! have something from each of them, so those are gathered, and get one vectored write at the end. So do
+//! those whose frames are of their own making, for they have to be looked at one by one anyway.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -11,12 +12,13 @@ use std::sync::Arc;
 use tokio::task::consume_budget;
 
 use crate::broker::Broker;
-use crate::hub::{ChannelKey, Hears, Hub};
+use crate::hub::{ChannelKey, Group, Hub};
 use crate::pubsub::Batch;
 use crate::shard::Shard;
 use crate::shard::client::{Offer, Tally};
 use crate::shard::table::Table;
 use crate::shard::turn::{Collected, Task};
+use crate::wire::extensions::WindowBits;
 
 /// Writes between two looks at the clock. What the histogram of the lag is told is late by no more
 /// than as many; a look for each batch would cost a batch for one subscriber a tenth of its time.
@@ -105,18 +107,22 @@ impl Shard {
         let tally = Tally::default();
         let (mut looked_at, mut lagging) = (0, 0);
         for (index, Ready { channel, batch }) in ready.iter().enumerate() {
-            let offer = Offer::new(batch);
-            let alone = hub.subscribers(*channel, Hears::One);
-            self.deliver_to_each(alone, table, &offer, &tally);
-            let several = hub.subscribers(*channel, Hears::Several);
-            if ready.len() == 1 {
-                // Nothing to be gathered.
-                self.deliver_to_each(several, table, &offer, &tally);
-            } else {
-                let batch = index as u32;
-                gathered.extend(several.map(|slot| Gathered { slot, batch }));
+            let several = [Group::SeveralPlain, Group::SeveralDeflated];
+            // Those who have nothing to be gathered get it at once.
+            let [plain, deflated] = match ready.len() {
+                1 => [&[Group::Plain, several[0]][..], &[Group::Deflated, several[1]]],
+                _ => [&[Group::Plain][..], &[Group::Deflated]],
+            };
+            self.deliver_to_groups(plain, *channel, batch, (hub, table), &tally);
+            if deflated.iter().any(|group| hub.subscribers(*channel, *group).len() > 0) {
+                let batch = self.deflated(batch, WindowBits::MAX);
+                self.deliver_to_groups(deflated, *channel, batch, (hub, table), &tally);
             }
-            tally.count_for(batch, self);
+            for group in several.iter().filter(|_| ready.len() > 1).chain(&[Group::Own]) {
+                let slots = hub.subscribers(*channel, *group);
+                let batch = index as u32;
+                gathered.extend(slots.map(|slot| Gathered { slot, batch }));
+            }
             if tally.writes() - looked_at >= WRITES_PER_LOOK {
                 looked_at = tally.writes();
                 let written = ready[lagging..=index].iter();
@@ -148,6 +154,23 @@ impl Shard {
                 self.guard(client, || client.deliver_together(batches, &mut slices, tally, self));
             }
         }
+    }
+
+    /// Hands `batch` to everyone in these groups of `channel`.
+    #[inline]
+    fn deliver_to_groups(
+        &self,
+        groups: &[Group],
+        channel: ChannelKey,
+        batch: &Batch,
+        (hub, table): (&Hub, &Table),
+        tally: &Tally,
+    ) {
+        let offer = Offer::new(batch);
+        for group in groups {
+            self.deliver_to_each(hub.subscribers(channel, *group), table, &offer, tally);
+        }
+        tally.count_for(batch, self);
     }
 
     /// Hands `offer` to the client in each of `slots`. A panic ends that client's connection, and the
@@ -204,5 +227,6 @@ impl Shard {
 
 /// Some of its subscribers get it at the end of the pass only.
 fn is_gathered(ready: &Ready, hub: &Hub) -> bool {
-    hub.subscribers(ready.channel, Hears::Several).len() > 0
+    let gathered = [Group::SeveralPlain, Group::SeveralDeflated, Group::Own];
+    gathered.into_iter().any(|group| hub.subscribers(ready.channel, group).len() > 0)
 }

@@ -14,7 +14,9 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use fastwebsockets::upgrade::UpgradeFut;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER};
+use http::header::{
+    ALLOW, CONNECTION, CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_EXTENSIONS,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -24,16 +26,18 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use crate::broker::Broker;
-use crate::hub::{Hears, SubscriptionKey};
+use crate::hub::{Group, SubscriptionKey};
 use crate::protocol::raw;
 use crate::protocol::target::{Endpoint, Target, TargetError};
 use crate::pubsub::{ChannelName, ConnectionId};
 use crate::shard::Shard;
 use crate::shard::client::{Channel, Client, Subscriptions};
+use crate::shard::compression::Deflate;
 use crate::shard::driver::{self, Driver};
 use crate::telemetry::counters::{Rejection, TEXT};
 use crate::wire::close::CloseCode;
 use crate::wire::decoder::MAX_KEPT_BYTES;
+use crate::wire::extensions;
 use crate::wire::handshake::{self as rules, HandshakeError};
 
 /// Largest request head in bytes.
@@ -114,10 +118,10 @@ impl Announced {
         Self { shard: Rc::clone(shard), keys: Vec::new(), channel: None }
     }
 
-    async fn subscribe(&mut self, slot: u32, name: &ChannelName, hears: Hears) {
+    async fn subscribe(&mut self, slot: u32, name: &ChannelName, group: Group) {
         let shard = &self.shard;
         let permit = shard.broker.permit(name).await;
-        let subscribed = shard.hub.borrow_mut().subscribe(slot, name, hears);
+        let subscribed = shard.hub.borrow_mut().subscribe(slot, name, group);
         self.keys.push(subscribed.key);
         shard.counters.subscriptions.moved(0, 1);
         if subscribed.is_first {
@@ -145,6 +149,7 @@ impl Drop for Announced {
 struct Accepted {
     upgrade: UpgradeFut,
     target: Target,
+    deflate: Rc<Deflate>,
     subscriptions: Announced,
 }
 
@@ -236,7 +241,7 @@ async fn serve(mut reserved: Reservation, socket: TcpStream, accepted_at: Instan
         Pin::new(&mut http).poll(cx).map(Some)
     });
     let ended = ended.await;
-    let Some(Accepted { upgrade, target, subscriptions }) = accepted.take() else {
+    let Some(Accepted { upgrade, target, deflate, subscriptions }) = accepted.take() else {
         let reason = rejection.get().unwrap_or(match &ended {
             None => Rejection::Timeout,
             Some(Err(error)) if error.is_parse_too_large() => Rejection::TooLarge,
@@ -273,6 +278,7 @@ async fn serve(mut reserved: Reservation, socket: TcpStream, accepted_at: Instan
         socket: parts.io.into_inner(),
         early: parts.read_buf,
         target,
+        deflate,
         subscriptions,
     };
     open(&shard, opening);
@@ -285,16 +291,21 @@ struct Opening {
     /// Came right behind the request.
     early: Bytes,
     target: Target,
+    deflate: Rc<Deflate>,
     subscriptions: Announced,
 }
 
 fn open(shard: &Rc<Shard>, opening: Opening) {
-    let Opening { id, socket, early, target, subscriptions } = opening;
+    let Opening { id, socket, early, target, deflate, subscriptions } = opening;
     let now = shard.now();
     let (channel, subscriptions) = subscriptions.take();
     let ask = raw::ask(&target.endpoint);
-    let client = Rc::new(Client::new(id, ask, channel, subscriptions, socket, now));
+    let client = Client::new(id, ask, channel, subscriptions, deflate, socket, now);
+    let client = Rc::new(client);
     shard.counters.connections.moved(0, 1);
+    if let Some(mode) = client.deflate.mode() {
+        shard.counters.compressed_connections[mode].moved(0, 1);
+    }
     shard.table.borrow_mut().open(Rc::clone(&client));
     // From here on its driver's end is the connection's end, also if what follows should panic.
     let driver = Driver::new(Rc::clone(&client), Rc::clone(shard));
@@ -353,20 +364,27 @@ async fn answer(
     if origins > 1 || !shard.settings.allowed_origins.allows(text(ORIGIN), text(HOST)) {
         return Err(Refusal::Origin);
     }
+    let (agreement, memory) =
+        shard.negotiate_deflate(|readiness| extensions::negotiate(headers, readiness));
+    let deflate = shard.codec.deflate(agreement, memory);
     let (response, upgrade) = fastwebsockets::upgrade::upgrade(&mut *request)
         .map_err(|_| Refusal::Handshake(HandshakeError::KeyMissing))?;
     let mut response = response.map(|_| Full::default());
     let id = HeaderValue::try_from(handshake.id.to_uuid(shard.gateway));
     response.headers_mut().insert(X_CONNECTION_ID, id.expect("hexadecimal digits and hyphens"));
+    if let Some(agreement) = agreement {
+        let value = HeaderValue::try_from(agreement.to_string()).expect("words and numbers");
+        response.headers_mut().insert(SEC_WEBSOCKET_EXTENSIONS, value);
+    }
     let mut subscriptions = Announced::new(shard);
     if let Endpoint::Channel { name, .. } = &target.endpoint {
-        let hears = if target.also.is_empty() { Hears::One } else { Hears::Several };
+        let group = deflate.group(target.also.is_empty());
         // Announced before the answer, so that whoever has the answer is sure to be known.
         for name in std::iter::once(name).chain(&target.also) {
-            subscriptions.subscribe(handshake.id.slot, name, hears).await;
+            subscriptions.subscribe(handshake.id.slot, name, group).await;
         }
     }
-    Ok((response, Accepted { upgrade, target, subscriptions }))
+    Ok((response, Accepted { upgrade, target, deflate, subscriptions }))
 }
 
 impl Refusal {

@@ -9,12 +9,14 @@
 //! - `accept`: its listening socket; which shard serves a new one.
 //! - `handshake`: HTTP until the upgrade.
 //! - `client`: an open connection's socket and state; `driver`: the task of it.
+//! - `compression`: deflated messages, for one subscriber or for all of them.
 //! - `turn`: what was published in this turn; `fan_out`: writing it to the subscribers.
 //! - `table`, `wheel`: connections by slot, deadlines by tick.
 //! - `drain`: the end.
 
 mod accept;
 mod client;
+mod compression;
 mod drain;
 mod driver;
 mod fan_out;
@@ -47,6 +49,7 @@ use crate::hub::{Hub, SubscriptionKey};
 use crate::pubsub::{ConnectionId, GatewayId, ShardId};
 pub use crate::shard::accept::{MAX_BACKLOG, MAX_REFUSED};
 use crate::shard::client::{Channel, Client};
+use crate::shard::compression::Codec;
 use crate::shard::driver::report_panic;
 use crate::shard::fan_out::Pass;
 use crate::shard::orders::{Handle, Order};
@@ -68,20 +71,23 @@ const READ_BUFFER_BYTES: usize = 256 * 1024;
 /// more `epoll_wait` for every 61 connections that have something to read.
 const TASKS_PER_EVENT_POLL: u32 = 256;
 
-/// How many connections each shard has, sockets in their handshake included. Written when a socket
-/// comes and goes, never for a message.
+/// How many connections each shard has, sockets in their handshake included, and what they share.
+/// Written when a socket comes and goes, never for a message.
 #[derive(Debug)]
 pub struct Loads {
     shards: Vec<AtomicUsize>,
     total: AtomicUsize,
     max_connections: usize,
+    /// Memory of all connections' compression windows.
+    window_bytes: AtomicUsize,
 }
 
 impl Loads {
     /// Loads of `shards` empty shards that may have `max_connections` together.
     pub fn new(shards: u16, max_connections: usize) -> Self {
         let shards = (0..shards).map(|_| AtomicUsize::new(0)).collect();
-        Self { shards, total: AtomicUsize::new(0), max_connections }
+        let (total, window_bytes) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { shards, total, max_connections, window_bytes }
     }
 
     /// Connections of all shards together.
@@ -103,6 +109,17 @@ impl Loads {
     fn try_enter(&self) -> bool {
         let more = |total| (total < self.max_connections).then_some(total + 1);
         self.total.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    /// Takes `bytes` for the compression windows of one connection, if all together then have at most
+    /// `max_bytes`.
+    fn try_take_window_bytes(&self, bytes: usize, max_bytes: usize) -> bool {
+        let more = |taken: usize| taken.checked_add(bytes).filter(|taken| *taken <= max_bytes);
+        self.window_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    fn give_back_window_bytes(&self, bytes: usize) {
+        self.window_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// The shard to serve a socket that `here` has accepted, which is counted there: another one only
@@ -170,6 +187,7 @@ pub(crate) struct Shard {
     turn: RefCell<Turn>,
     /// Room for what is being flushed.
     pass: RefCell<Pass>,
+    codec: Codec,
     broker: MemoryBroker,
     /// Room for what a decoder kept, then for one read. Its content means nothing between two calls
     /// of `driver::process`.
@@ -267,6 +285,7 @@ impl Shard {
             hub: RefCell::default(),
             turn: RefCell::default(),
             pass: RefCell::default(),
+            codec: Codec::new(&settings.compression),
             broker,
             read_buffer: RefCell::new(vec![0; MAX_KEPT_BYTES + READ_BUFFER_BYTES].into()),
             paused: RefCell::default(),
@@ -336,8 +355,9 @@ impl Shard {
             return;
         };
         let armed = client.timer_tick.get();
-        if armed == 0 || self.wheel.borrow_mut().tick(deadline, self.now()) < armed {
-            client.timer_tick.set(self.enter_deadline(client.id, deadline));
+        let is_before = |tick: u64| (tick as u32).wrapping_sub(armed).cast_signed() < 0;
+        if armed == 0 || is_before(self.wheel.borrow_mut().tick(deadline, self.now())) {
+            client.timer_tick.set(self.enter_deadline(client.id, deadline) as u32);
         }
     }
 
@@ -359,7 +379,7 @@ impl Shard {
             for Entry { slot, generation } in due {
                 let occupant = self.table.borrow().occupant(slot, generation).cloned();
                 match occupant {
-                    Some(Occupant::Client(client)) if client.timer_tick.get() == tick => {
+                    Some(Occupant::Client(client)) if client.timer_tick.get() == tick as u32 => {
                         self.guard(&client, || self.handle_timeout(&client, now));
                     }
                     Some(Occupant::Handshake(handshake)) => {
@@ -423,6 +443,9 @@ impl Shard {
         let index = closed_index(close_code_index(ending.code), initiator);
         self.counters.connections_closed[index].increment();
         self.counters.connections.moved(1, 0);
+        if let Some(mode) = client.deflate.mode() {
+            self.counters.compressed_connections[mode].moved(1, 0);
+        }
         client.subscriptions.take().for_each(|subscription| self.unsubscribe(subscription));
         debug!(
             connection = %client.id.to_uuid(self.gateway),

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::broker::{Broker, Inbound};
 use crate::pubsub::{Batch, ChannelName, ConnectionId};
-use crate::shard::client::{Client, Offer, Tally};
+use crate::shard::client::{Client, Tally};
 use crate::shard::{Shard, drain, handshake};
 use crate::wire::close::CloseCode;
 
@@ -195,8 +195,9 @@ impl Shard {
         };
         let batch = Batch::single(frame, self.now());
         let tally = Tally::default();
-        self.guard(&client, || client.deliver(&Offer::new(&batch), 0, &tally, self));
-        tally.count_for(&batch, self);
+        self.guard(&client, || {
+            client.deliver_together(std::iter::once(&batch), &mut Vec::new(), &tally, self);
+        });
         true
     }
 

@@ -4,6 +4,31 @@ use std::time::Duration;
 
 use crate::auth::origin::AllowedOrigins;
 use crate::connection::outbound::SlowConsumerPolicy;
+use crate::wire::extensions::WindowBits;
+
+/// What is done with an offer of permessage-deflate (RFC 7692).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CompressionMode {
+    /// It is declined.
+    Off,
+    /// Messages stand alone in both directions: a publication is deflated once for all subscribers.
+    Shared,
+    /// Messages refer to earlier ones of their connection.
+    Dedicated,
+}
+
+/// How messages are deflated.
+#[derive(Clone, Copy, Debug)]
+pub struct Compression {
+    /// For whom.
+    pub mode: CompressionMode,
+    /// Shortest message that is sent deflated, in bytes.
+    pub min_bytes: usize,
+    /// How far back messages refer, in either direction, with [`CompressionMode::Dedicated`].
+    pub window: WindowBits,
+    /// Most that all windows may take together, in bytes. Beyond it messages stand alone.
+    pub max_memory_bytes: usize,
+}
 
 /// Settings shared by all shards and fixed while they run.
 #[derive(Clone, Debug)]
@@ -13,6 +38,8 @@ pub struct Settings {
     pub max_message_bytes: usize,
     /// Most channels that one connection is subscribed to. At least one.
     pub max_channels_per_connection: usize,
+    /// Whether and how messages are deflated.
+    pub compression: Compression,
     /// Silence after which a peer is pinged. Zero: it never is.
     pub ping_interval: Duration,
     /// Silence after which a peer is closed with 1001.

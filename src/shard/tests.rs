@@ -15,7 +15,9 @@ use crate::auth::origin::AllowedOrigins;
 use crate::broker::memory::{self, Bounds};
 use crate::connection::outbound::SlowConsumerPolicy;
 use crate::shard::driver::tests::PANIC;
+use crate::shard::settings::{Compression, CompressionMode};
 use crate::telemetry::counters::INITIATORS;
+use crate::wire::extensions::WindowBits;
 
 /// A test that fails waits no longer for anything.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -24,6 +26,12 @@ fn settings() -> Settings {
     Settings {
         max_message_bytes: 64 * 1024,
         max_channels_per_connection: 100,
+        compression: Compression {
+            mode: CompressionMode::Shared,
+            min_bytes: 256,
+            window: WindowBits::MAX,
+            max_memory_bytes: 1 << 20,
+        },
         ping_interval: Duration::from_secs(25),
         idle_timeout: Duration::from_secs(60),
         handshake_timeout: Duration::from_secs(5),

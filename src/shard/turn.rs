@@ -235,7 +235,7 @@ impl Turn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::Hears;
+    use crate::hub::Group;
     use crate::wire::frame;
     use crate::wire::header::Opcode;
 
@@ -248,7 +248,7 @@ mod tests {
     }
 
     fn subscribe(hub: &mut Hub, channel: &str) -> crate::hub::Subscribed {
-        hub.subscribe(0, &name(channel), Hears::One)
+        hub.subscribe(0, &name(channel), Group::Plain)
     }
 
     fn text(text: &str) -> Bytes {

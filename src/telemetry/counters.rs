@@ -120,6 +120,9 @@ impl SlowConsumer {
     pub const LABELS: [&str; 3] = ["close", "drop_oldest", "drop_newest"];
 }
 
+/// Values of the label `mode` of connections that negotiated permessage-deflate.
+pub const COMPRESSION_MODES: [&str; 2] = ["shared", "dedicated"];
+
 /// Most values of the label `kind` of protocol errors.
 pub const MAX_PROTOCOL_ERRORS: usize = 16;
 
@@ -166,6 +169,20 @@ pub struct Counters {
     pub channels: Gauge,
     /// Subscriptions on this shard.
     pub subscriptions: Gauge,
+    /// Connections that negotiated permessage-deflate, by [`COMPRESSION_MODES`].
+    pub compressed_connections: [Gauge; COMPRESSION_MODES.len()],
+    /// Memory of compression windows, taken when a connection begins.
+    pub compression_memory_bytes: Gauge,
+    /// Connections that got shared compression where dedicated was set: its memory was taken.
+    pub compression_fallbacks: Counter,
+    /// Frames that were to be deflated, before.
+    pub deflate_input_bytes: Counter,
+    /// Frames that were to be deflated, after; those that grew no shorter as they were.
+    pub deflate_output_bytes: Counter,
+    /// Payloads of deflated messages from clients, before.
+    pub inflate_input_bytes: Counter,
+    /// Payloads of deflated messages from clients, after.
+    pub inflate_output_bytes: Counter,
     /// By the protocol error's kind.
     pub protocol_errors: Family<MAX_PROTOCOL_ERRORS>,
     /// Panics that were caught while serving a connection.

@@ -11,7 +11,8 @@ use metrics_exporter_prometheus::PrometheusRecorder;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::telemetry::counters::{
-    CLOSE_CODES, Counters, INITIATORS, MESSAGE_KINDS, Rejection, SlowConsumer, closed_index,
+    CLOSE_CODES, COMPRESSION_MODES, Counters, INITIATORS, MESSAGE_KINDS, Rejection, SlowConsumer,
+    closed_index,
 };
 use crate::telemetry::histogram::{self, BOUNDS_SECONDS, Snapshot};
 
@@ -197,7 +198,7 @@ impl Register<'_> {
             self.recorder.describe_counter(name.into(), None, text.into());
         };
         type Plain = fn(&Counters) -> u64;
-        let plain: [(&'static str, &'static str, Plain); 6] = [
+        let plain: [(&'static str, &'static str, Plain); 11] = [
             ("wsgate_connections_accepted_total", "Sockets accepted.", |from| {
                 from.connections_accepted.value()
             }),
@@ -216,6 +217,31 @@ impl Register<'_> {
                 "wsgate_mailbox_full_total",
                 "Times that a shard's mailbox was full and the publisher had to wait.",
                 |from| from.mailbox_full.value(),
+            ),
+            (
+                "wsgate_compression_fallbacks_total",
+                "Connections with shared compression since no memory for dedicated was left.",
+                |from| from.compression_fallbacks.value(),
+            ),
+            (
+                "wsgate_deflate_input_bytes_total",
+                "Bytes of frames that were to be deflated, before.",
+                |from| from.deflate_input_bytes.value(),
+            ),
+            (
+                "wsgate_deflate_output_bytes_total",
+                "Bytes of frames that were to be deflated, after.",
+                |from| from.deflate_output_bytes.value(),
+            ),
+            (
+                "wsgate_inflate_input_bytes_total",
+                "Bytes of payloads of deflated messages from clients, before they were inflated.",
+                |from| from.inflate_input_bytes.value(),
+            ),
+            (
+                "wsgate_inflate_output_bytes_total",
+                "Bytes of payloads of deflated messages from clients, after they were inflated.",
+                |from| from.inflate_output_bytes.value(),
             ),
             ("wsgate_panics_total", "Bugs that ended a connection with 1011.", |from| {
                 from.panics.value()
@@ -304,10 +330,15 @@ impl Register<'_> {
 
     fn gauges(&self) -> Vec<(Gauge, Read<u64>)> {
         type Plain = fn(&Counters) -> u64;
-        let plain: [(&'static str, &'static str, Plain); 3] = [
+        let plain: [(&'static str, &'static str, Plain); 4] = [
             ("wsgate_outbound_queue_bytes", "Bytes waiting in outbound queues.", |from| {
                 from.outbound_queue_bytes.value()
             }),
+            (
+                "wsgate_compression_memory_bytes",
+                "Memory taken for the windows of connections with dedicated compression.",
+                |from| from.compression_memory_bytes.value(),
+            ),
             ("wsgate_channels", "Channels that have a subscriber.", |from| from.channels.value()),
             ("wsgate_subscriptions", "Subscriptions of connections to channels.", |from| {
                 from.subscriptions.value()
@@ -317,7 +348,14 @@ impl Register<'_> {
             self.describe_gauge(name, text);
             (self.gauge(name, Vec::new()), Box::new(read))
         });
-        all.collect()
+        let name = "wsgate_compressed_connections";
+        self.describe_gauge(name, "Connections that negotiated permessage-deflate, by mode.");
+        let by_mode = COMPRESSION_MODES.into_iter().enumerate().map(|(index, mode)| {
+            let gauge = self.gauge(name, vec![Label::new("mode", mode)]);
+            let read = move |from: &Counters| from.compressed_connections[index].value();
+            (gauge, Box::new(read) as Read<u64>)
+        });
+        all.chain(by_mode).collect()
     }
 
     fn histograms(&self, sources: usize) -> Vec<HistogramExport> {

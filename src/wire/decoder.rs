@@ -12,6 +12,7 @@ use bytes::Bytes;
 use fastwebsockets::unmask;
 
 use crate::wire::close::{self, CloseCode};
+use crate::wire::deflate::max_deflated_bytes;
 use crate::wire::frame::{MAX_HEADER_BYTES, MessageKind, write_header_before};
 use crate::wire::header::{ClientFrameHeader, MAX_CONTROL_PAYLOAD_BYTES, Opcode, ProtocolError};
 use crate::wire::utf8::Utf8Validator;
@@ -21,6 +22,15 @@ pub const MAX_KEPT_BYTES: usize = 6 + MAX_CONTROL_PAYLOAD_BYTES as usize - 1;
 
 /// The smallest growth of the buffer of a gathered message in bytes.
 const MIN_GROWTH_BYTES: usize = 256;
+
+/// What a client's messages may be. The same for all connections with the same extension.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Largest message over all its fragments, and after inflation, in bytes.
+    pub max_message_bytes: usize,
+    /// permessage-deflate was negotiated.
+    pub deflate: bool,
+}
 
 /// The receiving side of one connection. Between messages it holds nothing on the heap.
 #[derive(Debug, Default)]
@@ -54,6 +64,13 @@ pub enum Event {
         /// The message as one server frame.
         frame: ServerFrame,
     },
+    /// A whole data message that is deflated. Text is not checked yet.
+    DeflatedMessage {
+        /// What it is once it is inflated.
+        kind: MessageKind,
+        /// Its payload as it travelled, unmasked.
+        payload: DeflatedPayload,
+    },
     /// A Ping. The range of the input holds its answer: a whole Pong frame with the same payload.
     Ping {
         /// Where the Pong lies.
@@ -74,11 +91,20 @@ pub enum ServerFrame {
     Gathered(Bytes),
 }
 
+/// The payload of a deflated message.
+#[derive(Debug, PartialEq, Eq)]
+pub enum DeflatedPayload {
+    /// It lies in this range of the input.
+    InPlace(Range<usize>),
+    /// It was gathered from pieces.
+    Gathered(Vec<u8>),
+}
+
 impl Decoder {
     /// Takes one event from the front of `input`: the unread bytes of the connection, oldest first,
     /// starting with what [`Decoder::restore`] gave back.
     ///
-    /// Payloads are unmasked in place. `max_message_bytes` bounds a message over all its fragments.
+    /// Payloads are unmasked in place.
     ///
     /// # Errors
     ///
@@ -86,15 +112,11 @@ impl Decoder {
     /// large when its header arrives, text that is not UTF-8 inside a frame that is not complete.
     /// It is fatal; what follows in the input has no meaning.
     #[inline]
-    pub fn decode(
-        &mut self,
-        input: &mut [u8],
-        max_message_bytes: usize,
-    ) -> Result<Decoded, ProtocolError> {
+    pub fn decode(&mut self, input: &mut [u8], rules: Rules) -> Result<Decoded, ProtocolError> {
         if self.gathered.is_some() {
-            return self.decode_gathering(input, max_message_bytes);
+            return self.decode_gathering(input, rules);
         }
-        let Some((header, header_bytes)) = ClientFrameHeader::decode(input)? else {
+        let Some((header, header_bytes)) = ClientFrameHeader::decode(input, rules.deflate)? else {
             return Ok(Decoded { consumed: 0, event: None });
         };
         let kind = match header.opcode {
@@ -105,7 +127,7 @@ impl Decoder {
                 return decode_control(header, header_bytes, input);
             }
         };
-        if header.payload_bytes > max_message_bytes as u64 {
+        if header.payload_bytes > rules.max_payload_bytes(header.deflated) as u64 {
             return Err(ProtocolError::MessageTooBig);
         }
         let payload_bytes = header.payload_bytes as usize;
@@ -113,6 +135,11 @@ impl Decoder {
         if header.fin && end <= input.len() {
             let (head, payload) = input[..end].split_at_mut(header_bytes);
             unmask(payload, header.masking_key);
+            if header.deflated {
+                let payload = DeflatedPayload::InPlace(header_bytes..end);
+                let event = Some(Event::DeflatedMessage { kind, payload });
+                return Ok(Decoded { consumed: end, event });
+            }
             if kind == MessageKind::Text && simdutf8::basic::from_utf8(payload).is_err() {
                 return Err(ProtocolError::TextNotUtf8);
             }
@@ -122,7 +149,7 @@ impl Decoder {
             return Ok(Decoded { consumed: end, event });
         }
         self.gathered = Some(Box::new(Gathered::new(kind, header)));
-        let rest = self.decode_gathering(&mut input[header_bytes..], max_message_bytes)?;
+        let rest = self.decode_gathering(&mut input[header_bytes..], rules)?;
         Ok(rest.after(header_bytes))
     }
 
@@ -130,7 +157,7 @@ impl Decoder {
     fn decode_gathering(
         &mut self,
         input: &mut [u8],
-        max_message_bytes: usize,
+        rules: Rules,
     ) -> Result<Decoded, ProtocolError> {
         let mut at = 0;
         loop {
@@ -148,7 +175,8 @@ impl Decoder {
                 }
             }
             let rest = &mut input[at..];
-            let Some((header, header_bytes)) = ClientFrameHeader::decode(rest)? else {
+            let Some((header, header_bytes)) = ClientFrameHeader::decode(rest, rules.deflate)?
+            else {
                 return Ok(Decoded { consumed: at, event: None });
             };
             match header.opcode {
@@ -158,7 +186,8 @@ impl Decoder {
                         .map(|decoded| decoded.after(at));
                 }
                 Opcode::Continuation => {
-                    let room = max_message_bytes - gathered.payload_bytes();
+                    let most = rules.max_payload_bytes(gathered.deflated);
+                    let room = most - gathered.payload_bytes();
                     if header.payload_bytes > room as u64 {
                         return Err(ProtocolError::MessageTooBig);
                     }
@@ -197,6 +226,14 @@ impl Decoder {
     pub fn held_bytes(&self) -> usize {
         let gathered = self.gathered.as_ref().map_or(0, |gathered| gathered.buffer.capacity());
         gathered + self.kept_bytes()
+    }
+}
+
+impl Rules {
+    /// Longest payload of a message over all its fragments, as it travels.
+    #[inline]
+    fn max_payload_bytes(self, deflated: bool) -> usize {
+        if deflated { max_deflated_bytes(self.max_message_bytes) } else { self.max_message_bytes }
     }
 }
 
@@ -241,10 +278,11 @@ fn decode_control(
 #[derive(Debug)]
 struct Gathered {
     kind: MessageKind,
+    deflated: bool,
     /// Room for the longest server header, then the payload so far, unmasked. Grows with what has
     /// arrived, never with what a header announced.
     buffer: Vec<u8>,
-    /// Only used for text.
+    /// Only used for text that is not deflated.
     utf8: Utf8Validator,
     /// The frame whose payload is arriving; `payload_bytes` is what is still missing and
     /// `masking_key` starts with the byte for the next payload byte.
@@ -259,7 +297,17 @@ enum Progress {
 
 impl Gathered {
     fn new(kind: MessageKind, first: ClientFrameHeader) -> Self {
-        Self { kind, buffer: Vec::new(), utf8: Utf8Validator::default(), frame: Some(first) }
+        Self {
+            kind,
+            deflated: first.deflated,
+            buffer: Vec::new(),
+            utf8: Utf8Validator::default(),
+            frame: Some(first),
+        }
+    }
+
+    fn is_plain_text(&self) -> bool {
+        self.kind == MessageKind::Text && !self.deflated
     }
 
     fn payload_bytes(&self) -> usize {
@@ -278,7 +326,7 @@ impl Gathered {
         frame.masking_key.rotate_left(piece_bytes % 4);
         frame.payload_bytes -= piece_bytes as u64;
         let missing_bytes = frame.payload_bytes as usize;
-        if self.kind == MessageKind::Text {
+        if self.is_plain_text() {
             self.utf8.push(piece).map_err(|_| ProtocolError::TextNotUtf8)?;
         }
         if self.buffer.is_empty() {
@@ -307,13 +355,18 @@ impl Gathered {
         if !frame.fin {
             return Ok(Progress::MoreFrames);
         }
-        if self.kind == MessageKind::Text && !self.utf8.is_complete() {
+        if self.is_plain_text() && !self.utf8.is_complete() {
             return Err(ProtocolError::TextNotUtf8);
         }
         Ok(Progress::Whole)
     }
 
     fn into_event(mut self) -> Event {
+        if self.deflated {
+            self.buffer.drain(..MAX_HEADER_BYTES.min(self.buffer.len()));
+            let payload = DeflatedPayload::Gathered(self.buffer);
+            return Event::DeflatedMessage { kind: self.kind, payload };
+        }
         let payload_bytes = self.payload_bytes();
         self.buffer.resize(MAX_HEADER_BYTES + payload_bytes, 0);
         let head = &mut self.buffer[..MAX_HEADER_BYTES];

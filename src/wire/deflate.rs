@@ -10,8 +10,7 @@ use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, 
 use thiserror::Error;
 
 use crate::wire::extensions::WindowBits;
-use crate::wire::frame;
-use crate::wire::header::Opcode;
+use crate::wire::frame::{self, MessageKind};
 
 /// RSV1: the message that begins with this frame is deflated (section 6).
 const RSV1: u8 = 0x40;
@@ -24,9 +23,10 @@ const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
 /// came before ended with a whole block.
 const TAIL_AND_END: [u8; 9] = [0, 0, 0xff, 0xff, 0x01, 0, 0, 0xff, 0xff];
 
-/// How hard to look for what was said before. On JSON of 1 KiB, 6 (zlib's own default) takes a tenth
-/// off what 1 leaves, for twice the time; a publication is deflated once for all its subscribers.
-const LEVEL: Compression = Compression::new(6);
+/// How hard to look for what was said before. JSON of 1 KiB becomes 49 % of its size in 5 us with
+/// level 1, 37 % in 18 us with 4, 36 % in 19 us with 6; 64 KiB become 22 % in 590 us with 4, in 910 us
+/// with 6.
+const LEVEL: Compression = Compression::new(4);
 
 /// The smallest room that is made for what an inflater gives, in bytes.
 const MIN_GROWTH_BYTES: usize = 512;
@@ -64,25 +64,23 @@ impl Deflater {
         Self { compress, window, deflated: Vec::new() }
     }
 
-    /// Appends one whole server frame that holds `payload`: deflated, if that makes it shorter, else as
-    /// it is. Returns whether it is deflated.
+    /// Appends one whole server frame that holds `payload` deflated, unless that makes it no shorter:
+    /// then it appends nothing and returns `false`.
     ///
     /// `dictionary` is what both sides remember, oldest byte first; nothing for a message that stands
     /// alone. It must not be longer than the window.
     pub fn append_frame(
         &mut self,
         output: &mut Vec<u8>,
-        opcode: Opcode,
+        kind: MessageKind,
         payload: &[u8],
         dictionary: &[u8],
     ) -> bool {
         let is_deflated = self.deflate(payload, dictionary);
         if is_deflated {
             let start = output.len();
-            frame::append(output, opcode, &self.deflated);
+            frame::append(output, kind.opcode(), &self.deflated);
             output[start] |= RSV1;
-        } else {
-            frame::append(output, opcode, payload);
         }
         self.deflated.clear();
         self.deflated.shrink_to(MAX_KEPT_BYTES);

@@ -113,6 +113,20 @@ pub fn first_frame_bytes(frames: &[u8]) -> usize {
     header_bytes + payload_bytes
 }
 
+/// The kind and the payload of `message`, one whole data message that this module encoded.
+pub fn open(message: &[u8]) -> (MessageKind, &[u8]) {
+    let kind = match message[0] & 0xf {
+        0x1 => MessageKind::Text,
+        _ => MessageKind::Binary,
+    };
+    let header_bytes = match message[1] {
+        126 => 4,
+        127 => MAX_HEADER_BYTES,
+        _ => 2,
+    };
+    (kind, &message[header_bytes..])
+}
+
 /// The first end of a frame in `frames`, which holds whole ones, that is not before `position`.
 pub fn boundary_from(frames: &[u8], position: usize) -> usize {
     let mut boundary = 0;
@@ -130,6 +144,15 @@ pub fn count_messages(mut frames: &[u8]) -> usize {
         frames = &frames[first_frame_bytes(frames)..];
     }
     count
+}
+
+/// Hands each frame of `frames`, which are whole ones, to `take`.
+pub fn for_each(mut frames: &[u8], mut take: impl FnMut(&[u8])) {
+    while !frames.is_empty() {
+        let (first, rest) = frames.split_at(first_frame_bytes(frames));
+        take(first);
+        frames = rest;
+    }
 }
 
 /// Whether the frame at the front of `frames` is a data message, not a control frame.
@@ -150,6 +173,7 @@ mod tests {
             assert_eq!(frame.len(), expected + payload_bytes);
             assert_eq!(first_frame_bytes(&frame), frame.len());
             assert_eq!(frame[0], 0x82);
+            assert_eq!(open(&frame), (MessageKind::Binary, &vec![7; payload_bytes][..]));
         }
     }
 

@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use crate::wire::close::CloseCode;
+use crate::wire::deflate::InflateError;
 
 /// Longest payload of a control frame in bytes (RFC 6455 section 5.5).
 pub const MAX_CONTROL_PAYLOAD_BYTES: u64 = 125;
@@ -53,6 +54,8 @@ impl Opcode {
 pub struct ClientFrameHeader {
     /// Last frame of its message.
     pub fin: bool,
+    /// RSV1 on the first frame of a message: its payload is deflated (RFC 7692 section 6).
+    pub deflated: bool,
     /// What the frame carries.
     pub opcode: Opcode,
     /// Length of the payload that follows the header, in bytes. Below 2^63.
@@ -69,20 +72,20 @@ impl ClientFrameHeader {
     ///
     /// `input` is the unread part of the receive buffer, oldest byte first; nothing is taken from
     /// it. Returns the header and its own length in bytes (6..=14), or `None` while `input` is too
-    /// short to hold it.
+    /// short to hold it. `deflate`: permessage-deflate was negotiated.
     ///
     /// # Errors
     ///
     /// The rule of RFC 6455 section 5 that the client broke, as soon as the byte that breaks it is
     /// there. It is fatal: send [`ProtocolError::close_code`] and stop reading.
     #[inline]
-    pub fn decode(input: &[u8]) -> Result<Option<(Self, usize)>, ProtocolError> {
+    pub fn decode(input: &[u8], deflate: bool) -> Result<Option<(Self, usize)>, ProtocolError> {
         let &[first, ref rest @ ..] = input else {
             return Ok(None);
         };
-        let reserved_bits = first & 0x70;
-        if reserved_bits != 0 {
-            return Err(ProtocolError::ReservedBits(reserved_bits >> 4));
+        let deflated = first & 0x70 != 0;
+        if deflated {
+            check_reserved_bits(first, deflate)?;
         }
         let opcode = match first & 0x0f {
             0x0 => Opcode::Continuation,
@@ -129,15 +132,27 @@ impl ClientFrameHeader {
         let Some(masking_key) = input.get(mask_start..).and_then(<[u8]>::first_chunk::<4>) else {
             return Ok(None);
         };
-        Ok(Some((Self { fin, opcode, payload_bytes, masking_key: *masking_key }, mask_start + 4)))
+        let masking_key = *masking_key;
+        Ok(Some((Self { fin, deflated, opcode, payload_bytes, masking_key }, mask_start + 4)))
+    }
+}
+
+/// Refuses reserved bits in the first byte of a frame, of which there are some: only RSV1 has a meaning,
+/// where it was negotiated, and only on the first frame of a message (RFC 7692 section 6).
+#[cold]
+fn check_reserved_bits(first: u8, deflate: bool) -> Result<(), ProtocolError> {
+    let is_first_of_message = matches!(first & 0x0f, 0x1 | 0x2);
+    match (first & 0x70) >> 4 {
+        0b100 if deflate && is_first_of_message => Ok(()),
+        bits => Err(ProtocolError::ReservedBits(bits)),
     }
 }
 
 /// A rule of RFC 6455, or the bound on a message, that the client broke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ProtocolError {
-    /// One of the bits RSV1 to RSV3 without an extension that gives it a meaning (section 5.2).
-    #[error("reserved bits {0:#05b} are set and no extension was negotiated")]
+    /// One of the bits RSV1 to RSV3 where no extension gives it a meaning (section 5.2).
+    #[error("reserved bits {0:#05b} are set where no negotiated extension gives them a meaning")]
     ReservedBits(u8),
     /// Opcodes 0x3..=0x7 and 0xb..=0xf (section 5.2).
     #[error("reserved opcode {0:#x}")]
@@ -175,14 +190,27 @@ pub enum ProtocolError {
     /// A close reason that is not UTF-8 (section 5.5.1).
     #[error("close reason that is not UTF-8")]
     CloseReasonNotUtf8,
-    /// A message larger than the operator allows, over all its fragments (section 10.4).
+    /// A message larger than the operator allows, over all its fragments (section 10.4), and after
+    /// inflation.
     #[error("message larger than the limit")]
     MessageTooBig,
+    /// A deflated message that cannot be inflated (RFC 7692 section 7.2.2).
+    #[error("message that is marked as deflated and is not DEFLATE data")]
+    NotDeflated,
+}
+
+impl From<InflateError> for ProtocolError {
+    fn from(error: InflateError) -> Self {
+        match error {
+            InflateError::TooBig => Self::MessageTooBig,
+            InflateError::Corrupt => Self::NotDeflated,
+        }
+    }
 }
 
 impl ProtocolError {
     /// Every value of [`ProtocolError::kind`], for whoever keeps a count of each.
-    pub const KINDS: [&str; 14] = [
+    pub const KINDS: [&str; 15] = [
         "reserved_bits",
         "reserved_opcode",
         "unmasked_frame",
@@ -197,6 +225,7 @@ impl ProtocolError {
         "close_code",
         "close_reason_not_utf8",
         "message_too_big",
+        "not_deflated",
     ];
 
     /// Position of this error's kind in [`ProtocolError::KINDS`].
@@ -216,13 +245,16 @@ impl ProtocolError {
             Self::CloseCode(_) => 11,
             Self::CloseReasonNotUtf8 => 12,
             Self::MessageTooBig => 13,
+            Self::NotDeflated => 14,
         }
     }
 
     /// The code to close the connection with.
     pub const fn close_code(self) -> CloseCode {
         match self {
-            Self::TextNotUtf8 | Self::CloseReasonNotUtf8 => CloseCode::INVALID_PAYLOAD,
+            Self::TextNotUtf8 | Self::CloseReasonNotUtf8 | Self::NotDeflated => {
+                CloseCode::INVALID_PAYLOAD
+            }
             Self::MessageTooBig => CloseCode::MESSAGE_TOO_BIG,
             Self::ReservedBits(_)
             | Self::ReservedOpcode(_)
@@ -247,9 +279,13 @@ mod tests {
     fn header_split_at_any_byte_waits_for_the_rest() {
         let whole = [0x82, 0xff, 0, 0, 0, 0, 0, 1, 0, 0, 1, 2, 3, 4];
         for split in 0..whole.len() {
-            assert_eq!(ClientFrameHeader::decode(&whole[..split]), Ok(None), "split at {split}");
+            assert_eq!(
+                ClientFrameHeader::decode(&whole[..split], false),
+                Ok(None),
+                "split at {split}"
+            );
         }
-        let (header, header_bytes) = ClientFrameHeader::decode(&whole).unwrap().unwrap();
+        let (header, header_bytes) = ClientFrameHeader::decode(&whole, false).unwrap().unwrap();
         assert_eq!((header.payload_bytes, header_bytes), (65_536, 14));
     }
 
@@ -274,12 +310,29 @@ mod tests {
             ),
         ];
         for (input, error) in cases {
-            assert_eq!(ClientFrameHeader::decode(input), Err(error), "{input:x?}");
+            assert_eq!(ClientFrameHeader::decode(input, false), Err(error), "{input:x?}");
             assert_eq!(
-                ClientFrameHeader::decode(&input[..input.len() - 1]),
+                ClientFrameHeader::decode(&input[..input.len() - 1], false),
                 Ok(None),
                 "one byte less than {input:x?} breaks no rule yet"
             );
+        }
+    }
+
+    #[test]
+    fn rsv1_means_deflated_on_the_first_frame_of_a_message_where_that_was_negotiated() {
+        for first in 0..=255 {
+            let decoded = ClientFrameHeader::decode(&[first, 0x80, 1, 2, 3, 4], true);
+            let plain = ClientFrameHeader::decode(&[first & 0x8f, 0x80, 1, 2, 3, 4], false);
+            match (first & 0x70) >> 4 {
+                0 => assert_eq!(decoded, plain),
+                0b100 if matches!(first & 0xf, 1 | 2) => {
+                    let (mut header, header_bytes) = decoded.unwrap().unwrap();
+                    assert!(std::mem::replace(&mut header.deflated, false));
+                    assert_eq!(Ok(Some((header, header_bytes))), plain);
+                }
+                bits => assert_eq!(decoded, Err(ProtocolError::ReservedBits(bits))),
+            }
         }
     }
 
@@ -290,5 +343,6 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), ProtocolError::KINDS.len());
         assert_eq!(ProtocolError::KINDS[ProtocolError::MessageTooBig.kind()], "message_too_big");
+        assert_eq!(ProtocolError::KINDS[ProtocolError::NotDeflated.kind()], "not_deflated");
     }
 }

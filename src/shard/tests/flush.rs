@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::*;
-use crate::hub::Hears;
+use crate::hub::Group;
 use crate::pubsub::{Batch, ChannelName};
 use crate::telemetry::counters::TEXT;
 
@@ -160,7 +160,8 @@ fn more_slices_than_one_call_takes_are_written_in_as_few_as_possible() {
         let mut keys = Vec::new();
         for name in &names {
             let name = ChannelName::new(name).unwrap();
-            let subscribed = still.shard.hub.borrow_mut().subscribe(slot, &name, Hears::Several);
+            let subscribed =
+                still.shard.hub.borrow_mut().subscribe(slot, &name, Group::SeveralPlain);
             keys.push(subscribed.key);
         }
         let frames: Vec<Bytes> = names.iter().map(|name| text(name, 10)).collect();

@@ -10,6 +10,7 @@ const KEY: [u8; 4] = [0x12, 0x34, 0x56, 0x78];
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Said {
     Message(MessageKind, Vec<u8>),
+    Deflated(MessageKind, Vec<u8>),
     Pong(Vec<u8>),
     SignOfLife,
     Close(Option<u16>),
@@ -34,6 +35,10 @@ fn client_frame(fin: bool, opcode: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
+const fn rules(max_message_bytes: usize) -> Rules {
+    Rules { max_message_bytes, deflate: true }
+}
+
 /// Feeds `pieces` as reads of a socket and returns what was said, up to the first error.
 fn decode_pieces(pieces: &[&[u8]], limit: usize) -> (Vec<Said>, Option<ProtocolError>) {
     let mut decoder = Decoder::default();
@@ -44,7 +49,7 @@ fn decode_pieces(pieces: &[&[u8]], limit: usize) -> (Vec<Said>, Option<ProtocolE
         buffer.extend_from_slice(piece);
         let mut at = 0;
         loop {
-            let decoded = match decoder.decode(&mut buffer[at..], limit) {
+            let decoded = match decoder.decode(&mut buffer[at..], rules(limit)) {
                 Ok(decoded) => decoded,
                 Err(error) => return (said, Some(error)),
             };
@@ -64,6 +69,13 @@ fn decode_pieces(pieces: &[&[u8]], limit: usize) -> (Vec<Said>, Option<ProtocolE
                         "a whole server frame"
                     );
                     Said::Message(kind, payload.to_vec())
+                }
+                Some(Event::DeflatedMessage { kind, payload }) => {
+                    let payload = match payload {
+                        DeflatedPayload::InPlace(range) => input[range].to_vec(),
+                        DeflatedPayload::Gathered(payload) => payload,
+                    };
+                    Said::Deflated(kind, payload)
                 }
                 Some(Event::Ping { pong }) => {
                     let payload = &input[pong.start + 2..pong.end];
@@ -188,15 +200,71 @@ fn binary_may_hold_any_bytes() {
     assert_means(&client_frame(true, 2, &[0xff, 0xfe, 0]), &[binary(&[0xff, 0xfe, 0])], None);
 }
 
+/// The same frame with RSV1.
+fn deflated(mut frame: Vec<u8>) -> Vec<u8> {
+    frame[0] |= 0x40;
+    frame
+}
+
+#[test]
+fn deflated_message_comes_out_as_it_travelled_whole_and_fragmented() {
+    // Not UTF-8, and not checked before it is inflated.
+    let payload = &b"\xff\xfe what a deflater gives"[..];
+    let whole = deflated(client_frame(true, 1, payload));
+    assert_means(&whole, &[Said::Deflated(MessageKind::Text, payload.to_vec())], None);
+    let input = [
+        deflated(client_frame(false, 2, &payload[..5])),
+        client_frame(true, 9, b"ping"),
+        client_frame(false, 0, b""),
+        client_frame(true, 0, &payload[5..]),
+        client_frame(true, 1, b"plain"),
+        deflated(client_frame(true, 2, b"")),
+        deflated(client_frame(false, 2, b"")),
+        client_frame(true, 0, b""),
+    ];
+    let empty = || Said::Deflated(MessageKind::Binary, vec![]);
+    let said = [
+        Said::Pong(b"ping".to_vec()),
+        Said::Deflated(MessageKind::Binary, payload.to_vec()),
+        Said::Message(MessageKind::Text, b"plain".to_vec()),
+        empty(),
+        empty(),
+    ];
+    assert_means(&input.concat(), &said, None);
+}
+
+#[test]
+fn reserved_bit_on_a_continuation_is_refused_inside_a_deflated_message_too() {
+    let input = [deflated(client_frame(false, 1, b"a")), deflated(client_frame(true, 0, b"b"))];
+    assert_means(&input.concat(), &[], Some(ProtocolError::ReservedBits(0b100)));
+}
+
+#[test]
+fn deflated_message_may_travel_a_little_longer_than_the_limit_and_no_more() {
+    let most = max_deflated_bytes(LIMIT);
+    for (length, error) in [(most, None), (most + 1, Some(ProtocolError::MessageTooBig))] {
+        let payload = vec![7; length];
+        let whole = deflated(client_frame(true, 2, &payload));
+        let fragments = [
+            deflated(client_frame(false, 2, &payload[..LIMIT])),
+            client_frame(true, 0, &payload[LIMIT..]),
+        ];
+        for input in [whole, fragments.concat()] {
+            let (said, refused) = decode(&input);
+            assert_eq!((said.len(), refused), (usize::from(error.is_none()), error));
+        }
+    }
+}
+
 #[test]
 fn announced_length_takes_no_memory_before_the_payload_arrives() {
     let mut decoder = Decoder::default();
     let mut header = client_frame(true, 2, &vec![0; 1 << 20]);
     header.truncate(14);
-    let decoded = decoder.decode(&mut header, 1 << 20).unwrap();
+    let decoded = decoder.decode(&mut header, rules(1 << 20)).unwrap();
     assert_eq!((decoded.consumed, decoded.event), (14, None));
     assert_eq!(decoder.held_bytes(), 0);
-    decoder.decode(&mut [0; 100], 1 << 20).unwrap();
+    decoder.decode(&mut [0; 100], rules(1 << 20)).unwrap();
     assert!(decoder.held_bytes() <= 100 + MAX_HEADER_BYTES);
 }
 
@@ -208,7 +276,7 @@ fn gathered_message_ends_in_a_buffer_of_its_exact_size() {
         let mut piece = piece.to_vec();
         let held = decoder.held_bytes();
         assert!(held <= MAX_HEADER_BYTES + 900, "{held} bytes held for a message of 900");
-        decoder.decode(&mut piece, LIMIT).unwrap();
+        decoder.decode(&mut piece, rules(LIMIT)).unwrap();
     }
     assert_eq!(decoder.held_bytes(), 0);
 }

@@ -9,20 +9,17 @@ fn bits(bits: u8) -> WindowBits {
     WindowBits::new(bits).unwrap()
 }
 
-/// What `payload` is on the wire behind the header of its frame, and whether it is deflated.
+/// What `payload` is deflated, behind the header of its frame, or itself if it is not.
 fn deflate(deflater: &mut Deflater, payload: &[u8], dictionary: &[u8]) -> (Vec<u8>, bool) {
     let mut output = b"what was there before".to_vec();
     let before = output.len();
-    let is_deflated = deflater.append_frame(&mut output, Opcode::Text, payload, dictionary);
+    if !deflater.append_frame(&mut output, MessageKind::Text, payload, dictionary) {
+        assert_eq!(output.len(), before);
+        return (payload.to_vec(), false);
+    }
     let frame = &output[before..];
-    assert_eq!(frame::first_frame_bytes(frame), frame.len());
-    assert_eq!(frame[0], if is_deflated { 0xc1 } else { 0x81 });
-    let header_bytes = match frame[1] {
-        126 => 4,
-        127 => 10,
-        _ => 2,
-    };
-    (frame[header_bytes..].to_vec(), is_deflated)
+    assert_eq!((frame[0], frame::first_frame_bytes(frame)), (0xc1, frame.len()));
+    (frame::open(frame).1.to_vec(), true)
 }
 
 fn inflate(payload: &[u8], dictionary: &[u8], max_bytes: usize) -> Result<Vec<u8>, InflateError> {

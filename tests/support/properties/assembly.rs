@@ -3,6 +3,9 @@
 use wsgate::wire::frame::MessageKind;
 use wsgate::wire::header::{Opcode, ProtocolError};
 
+use wsgate::wire::decoder::Rules;
+use wsgate::wire::deflate::max_deflated_bytes;
+
 use super::frames::{Arrival, Meaning, Said};
 use super::input::Input;
 
@@ -20,12 +23,14 @@ const OPCODES: [Opcode; 8] = [
 /// One masked frame.
 struct Frame {
     fin: bool,
+    /// RSV1.
+    deflated: bool,
     opcode: Opcode,
     payload: Vec<u8>,
 }
 
 /// Checks the assembly of messages with one input: `[limit, n, n lengths of pieces, frames]`, where a
-/// frame is `[opcode and FIN, content, length]` and in some cases its payload.
+/// frame is `[opcode, RSV1 and FIN, content, length]` and in some cases its payload.
 ///
 /// What the frames mean is what a model says that gathers whole frames, in whichever pieces their
 /// bytes arrive.
@@ -39,7 +44,7 @@ pub fn assembly(data: &[u8]) {
         let frame = Frame::take(&mut input);
         frame.append_to(&mut sent);
         if violation.is_none() && !model.is_closed() {
-            violation = model.handle_frame(frame, arrival.max_message_bytes).err();
+            violation = model.handle_frame(frame, arrival.rules).err();
         }
     }
     assert_eq!(arrival.decode(&sent), Meaning { said: model.said, violation });
@@ -68,11 +73,12 @@ impl Frame {
             Opcode::Close if content < 160 && payload_bytes >= 2 => b"\x03\xe8bye".to_vec(),
             _ => payload,
         };
-        Self { fin: opcode.is_control() || first & 0x80 != 0, opcode, payload }
+        let fin = opcode.is_control() || first & 0x80 != 0;
+        Self { fin, deflated: first & 0x40 != 0, opcode, payload }
     }
 
     fn append_to(&self, sent: &mut Vec<u8>) {
-        sent.push(u8::from(self.fin) << 7 | self.opcode.bits());
+        sent.push(u8::from(self.fin) << 7 | u8::from(self.deflated) << 6 | self.opcode.bits());
         match self.payload.len() {
             length @ 0..126 => sent.push(0x80 | length as u8),
             length @ 126..0x1_0000 => {
@@ -91,12 +97,18 @@ impl Frame {
     }
 }
 
-/// RFC 6455 section 5.4, over whole frames.
+/// RFC 6455 section 5.4 and RFC 7692 section 6, over whole frames.
 #[derive(Default)]
 struct Model {
     said: Vec<Said>,
-    /// The message of which fragments have come.
-    open: Option<(MessageKind, Vec<u8>)>,
+    open: Option<Open>,
+}
+
+/// The message of which fragments have come.
+struct Open {
+    kind: MessageKind,
+    deflated: bool,
+    gathered: Vec<u8>,
 }
 
 impl Model {
@@ -104,13 +116,13 @@ impl Model {
         matches!(self.said.last(), Some(Said::Close(_)))
     }
 
-    fn handle_frame(
-        &mut self,
-        frame: Frame,
-        max_message_bytes: usize,
-    ) -> Result<(), ProtocolError> {
-        let Frame { fin, opcode, payload } = frame;
-        let (kind, mut gathered) = match (opcode, self.open.take()) {
+    fn handle_frame(&mut self, frame: Frame, rules: Rules) -> Result<(), ProtocolError> {
+        let Frame { fin, deflated, opcode, payload } = frame;
+        let is_first = matches!(opcode, Opcode::Text | Opcode::Binary);
+        if deflated && !(is_first && rules.deflate) {
+            return Err(ProtocolError::ReservedBits(0b100));
+        }
+        let mut open = match (opcode, self.open.take()) {
             (Opcode::Ping | Opcode::Pong | Opcode::Close, open) => {
                 self.open = open;
                 self.said.push(control(opcode, payload)?);
@@ -121,23 +133,34 @@ impl Model {
             (Opcode::Text | Opcode::Binary, Some(_)) => {
                 return Err(ProtocolError::InterleavedMessage);
             }
-            (Opcode::Text, None) => (MessageKind::Text, Vec::new()),
-            (Opcode::Binary, None) => (MessageKind::Binary, Vec::new()),
+            (Opcode::Text, None) => {
+                Open { kind: MessageKind::Text, deflated, gathered: Vec::new() }
+            }
+            (Opcode::Binary, None) => {
+                Open { kind: MessageKind::Binary, deflated, gathered: Vec::new() }
+            }
         };
-        gathered.extend(payload);
-        if gathered.len() > max_message_bytes {
+        open.gathered.extend(payload);
+        let most = match open.deflated {
+            true => max_deflated_bytes(rules.max_message_bytes),
+            false => rules.max_message_bytes,
+        };
+        if open.gathered.len() > most {
             return Err(ProtocolError::MessageTooBig);
         }
-        if kind == MessageKind::Text
-            && let Err(error) = std::str::from_utf8(&gathered)
+        if open.kind == MessageKind::Text
+            && !open.deflated
+            && let Err(error) = std::str::from_utf8(&open.gathered)
             && (fin || error.error_len().is_some())
         {
             return Err(ProtocolError::TextNotUtf8);
         }
-        if fin {
-            self.said.push(Said::Message(kind, gathered));
+        if !fin {
+            self.open = Some(open);
+        } else if open.deflated {
+            self.said.push(Said::Deflated(open.kind, open.gathered));
         } else {
-            self.open = Some((kind, gathered));
+            self.said.push(Said::Message(open.kind, open.gathered));
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What a client's bytes mean to the decoder, in whichever pieces they arrive.
 
-use wsgate::wire::decoder::{Decoder, Event, MAX_KEPT_BYTES, ServerFrame};
+use wsgate::wire::decoder::{Decoder, DeflatedPayload, Event, MAX_KEPT_BYTES, Rules, ServerFrame};
+use wsgate::wire::deflate::max_deflated_bytes;
 use wsgate::wire::frame::{self, MAX_HEADER_BYTES, MessageKind};
 use wsgate::wire::header::{Opcode, ProtocolError};
 
@@ -13,9 +14,12 @@ const MAX_MESSAGE_BYTES: [usize; 4] = [125, 1_000, 65_535, 100_000];
 /// The decoder may double its buffer, and grows by this much at least.
 const MIN_GROWTH_BYTES: usize = 256;
 
+/// On the first byte of an input: permessage-deflate was negotiated.
+const DEFLATE: u8 = 0x80;
+
 /// How the bytes of a client arrive: the front of an input, `[limit, n, n lengths less one]`.
 pub(super) struct Arrival<'a> {
-    pub(super) max_message_bytes: usize,
+    pub(super) rules: Rules,
     /// The lengths (1 to 256 bytes each, less one) are those of the pieces, over and over until all
     /// has arrived.
     lengths: &'a [u8],
@@ -23,17 +27,19 @@ pub(super) struct Arrival<'a> {
 
 impl<'a> Arrival<'a> {
     pub(super) fn take(input: &mut Input<'a>) -> Self {
-        let max_message_bytes = input.choose(&MAX_MESSAGE_BYTES);
+        let first = input.byte();
+        let max_message_bytes = MAX_MESSAGE_BYTES[usize::from(first) % MAX_MESSAGE_BYTES.len()];
+        let rules = Rules { max_message_bytes, deflate: first & DEFLATE != 0 };
         let count = input.byte();
-        Self { max_message_bytes, lengths: input.bytes(count.into()) }
+        Self { rules, lengths: input.bytes(count.into()) }
     }
 
     /// What `sent` means, which is the same whole, in the pieces and byte by byte.
     pub(super) fn decode(&self, sent: &[u8]) -> Meaning {
-        let whole = decode_pieces([sent], self.max_message_bytes);
-        let in_pieces = decode_pieces(self.cut(sent), self.max_message_bytes);
+        let whole = decode_pieces([sent], self.rules);
+        let in_pieces = decode_pieces(self.cut(sent), self.rules);
         assert_eq!(in_pieces, whole, "in pieces and whole");
-        let byte_by_byte = decode_pieces(sent.chunks(1), self.max_message_bytes);
+        let byte_by_byte = decode_pieces(sent.chunks(1), self.rules);
         assert_eq!(byte_by_byte, whole, "byte by byte and whole");
         whole
     }
@@ -56,6 +62,8 @@ impl<'a> Arrival<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Said {
     Message(MessageKind, Vec<u8>),
+    /// Its payload is deflated.
+    Deflated(MessageKind, Vec<u8>),
     Ping(Vec<u8>),
     Pong,
     Close(Option<u16>),
@@ -70,10 +78,7 @@ pub(super) struct Meaning {
 
 /// Feeds `pieces` to a decoder as a connection feeds the reads of its socket: up to a Close or the
 /// first violation.
-fn decode_pieces<'a>(
-    pieces: impl IntoIterator<Item = &'a [u8]>,
-    max_message_bytes: usize,
-) -> Meaning {
+fn decode_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, rules: Rules) -> Meaning {
     let mut decoder = Decoder::default();
     let mut said = Vec::new();
     // Bytes since the end of the last message: only they may occupy memory.
@@ -86,7 +91,7 @@ fn decode_pieces<'a>(
         arrived_bytes += piece.len();
         let mut at = 0;
         loop {
-            let decoded = match decoder.decode(&mut buffer[at..], max_message_bytes) {
+            let decoded = match decoder.decode(&mut buffer[at..], rules) {
                 Ok(decoded) => decoded,
                 Err(error) => return Meaning { said, violation: Some(error) },
             };
@@ -96,10 +101,10 @@ fn decode_pieces<'a>(
             let Some(event) = decoded.event else {
                 break;
             };
-            if matches!(event, Event::Message { .. }) {
+            if matches!(event, Event::Message { .. } | Event::DeflatedMessage { .. }) {
                 arrived_bytes = buffer.len() - at;
             }
-            let event = understand(event, input, max_message_bytes);
+            let event = understand(event, input, rules);
             let is_close = matches!(event, Said::Close(_));
             said.push(event);
             if is_close {
@@ -108,13 +113,13 @@ fn decode_pieces<'a>(
         }
         assert!(buffer.len() - at <= MAX_KEPT_BYTES, "more left unread than may be kept");
         decoder.keep(&buffer[at..]);
-        assert_memory(&decoder, arrived_bytes, max_message_bytes);
+        assert_memory(&decoder, arrived_bytes, rules);
     }
     Meaning { said, violation: None }
 }
 
 /// Takes an event out of its `input`, and checks that what would be sent on is one whole server frame.
-fn understand(event: Event, input: &[u8], max_message_bytes: usize) -> Said {
+fn understand(event: Event, input: &[u8], rules: Rules) -> Said {
     match event {
         Event::Message { kind, payload_bytes, frame } => {
             let frame = match &frame {
@@ -124,7 +129,7 @@ fn understand(event: Event, input: &[u8], max_message_bytes: usize) -> Said {
             let payload = &frame[frame.len() - payload_bytes..];
             assert_eq!(frame, frame::encode(kind.opcode(), payload), "one whole server frame");
             assert_eq!(frame::first_frame_bytes(frame), frame.len());
-            assert!(payload_bytes <= max_message_bytes, "a message above the limit");
+            assert!(payload_bytes <= rules.max_message_bytes, "a message above the limit");
             assert!(
                 kind == MessageKind::Binary || std::str::from_utf8(payload).is_ok(),
                 "text that is not UTF-8"
@@ -136,6 +141,16 @@ fn understand(event: Event, input: &[u8], max_message_bytes: usize) -> Said {
             assert_eq!(input[pong.clone()], frame::encode(Opcode::Pong, payload), "a whole Pong");
             Said::Ping(payload.to_vec())
         }
+        Event::DeflatedMessage { kind, payload } => {
+            let payload = match payload {
+                DeflatedPayload::InPlace(range) => input[range].to_vec(),
+                DeflatedPayload::Gathered(payload) => payload,
+            };
+            assert!(rules.deflate, "deflated, and that was not negotiated");
+            let most = max_deflated_bytes(rules.max_message_bytes);
+            assert!(payload.len() <= most, "more than a message of the limit can need");
+            Said::Deflated(kind, payload)
+        }
         Event::Pong => Said::Pong,
         Event::Close(code) => Said::Close(code.map(|code| code.as_u16())),
     }
@@ -143,7 +158,11 @@ fn understand(event: Event, input: &[u8], max_message_bytes: usize) -> Said {
 
 /// Memory follows what has arrived, never what a header announced: at most twice of it, since a
 /// buffer grows by doubling, and at most one message.
-fn assert_memory(decoder: &Decoder, arrived_bytes: usize, max_message_bytes: usize) {
+fn assert_memory(decoder: &Decoder, arrived_bytes: usize, rules: Rules) {
+    let most = match rules.deflate {
+        true => max_deflated_bytes(rules.max_message_bytes),
+        false => rules.max_message_bytes,
+    };
     let held_bytes = decoder.held_bytes();
     let used_bytes = arrived_bytes + MAX_HEADER_BYTES;
     assert!(
@@ -151,7 +170,7 @@ fn assert_memory(decoder: &Decoder, arrived_bytes: usize, max_message_bytes: usi
         "{held_bytes} bytes held after {arrived_bytes} arrived"
     );
     assert!(
-        held_bytes <= max_message_bytes + MAX_HEADER_BYTES + MAX_KEPT_BYTES,
-        "{held_bytes} bytes held for a message of at most {max_message_bytes}"
+        held_bytes <= most + MAX_HEADER_BYTES + MAX_KEPT_BYTES,
+        "{held_bytes} bytes held for a message of at most {most}"
     );
 }

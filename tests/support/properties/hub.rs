@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use wsgate::hub::{ChannelKey, Hears, Hub, SubscriptionKey};
+use wsgate::hub::{ChannelKey, Group, Hub, SubscriptionKey};
 use wsgate::pubsub::ChannelName;
 
 use super::input::Input;
@@ -79,7 +79,7 @@ impl Run {
         if self.live.iter().any(|live| (live.slot, live.channel) == (slot, channel)) {
             return;
         }
-        let subscribed = self.hub.subscribe(slot, &name(channel), hears(slot));
+        let subscribed = self.hub.subscribe(slot, &name(channel), group_of(slot));
         let known = self.keys.insert(channel, subscribed.channel);
         assert_eq!(subscribed.is_first, known.is_none(), "the first of {channel}");
         assert!(known.is_none_or(|known| known == subscribed.channel), "{channel} has two keys");
@@ -105,7 +105,7 @@ impl Run {
                 continue;
             };
             assert_eq!(self.hub.name(key).as_str(), channel);
-            for group in [Hears::One, Hears::Several] {
+            for group in Group::ALL {
                 let subscribers = self.hub.subscribers(key, group);
                 let length = subscribers.len();
                 let mut subscribers: Vec<u32> = subscribers.collect();
@@ -113,7 +113,7 @@ impl Run {
                 subscribers.sort_unstable();
                 let live = self.live.iter().filter(|live| live.channel == channel);
                 let mut expected: Vec<u32> =
-                    live.map(|live| live.slot).filter(|&slot| hears(slot) == group).collect();
+                    live.map(|live| live.slot).filter(|&slot| group_of(slot) == group).collect();
                 expected.sort_unstable();
                 assert_eq!(subscribers, expected, "{channel}, {group:?}");
             }
@@ -128,9 +128,9 @@ impl Run {
     }
 }
 
-/// How many channels a connection hears in all: the same for all its subscriptions.
-fn hears(slot: u32) -> Hears {
-    if slot % 3 == 0 { Hears::Several } else { Hears::One }
+/// How a connection is written to: the same for all its subscriptions.
+fn group_of(slot: u32) -> Group {
+    Group::ALL[slot as usize % Group::ALL.len()]
 }
 
 fn name(name: &str) -> ChannelName {

@@ -1,0 +1,343 @@
+//! Deflated messages on one shard: its deflaters and its inflater, which no connection owns, and what a
+//! connection with context takeover has of its own.
+//!
+//! A publication is deflated once for all subscribers that get messages which stand alone. With context
+//! takeover each connection gets its own, since what it refers to is what this connection was told.
+
+use std::cell::RefCell;
+use std::ops::Deref;
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::hub::Group;
+use crate::pubsub::{Batch, FORMS};
+use crate::shard::Shard;
+use crate::shard::settings::{Compression, CompressionMode};
+use crate::wire::deflate::{Deflater, Inflater, Window};
+use crate::wire::extensions::{Agreement, Readiness, WindowBits};
+use crate::wire::frame::{self, MAX_HEADER_BYTES, MessageKind};
+use crate::wire::header::ProtocolError;
+
+/// The buffer for inflated messages keeps no more room than this, in bytes.
+const MAX_KEPT_BYTES: usize = 256 * 1024;
+
+/// From this size on an inflated message keeps its buffer instead of being copied out of it.
+const OWNED_MESSAGE_BYTES: usize = 16 * 1024;
+
+/// How messages of one connection are deflated.
+#[derive(Debug)]
+pub(crate) enum Deflate {
+    /// They are not: the client did not offer it, or the operator does not want it.
+    Off,
+    /// Each stands alone, and ours refer no further back than this.
+    Alone(WindowBits),
+    /// They refer to earlier ones.
+    Takeover(Takeover),
+}
+
+/// What a connection with context takeover remembers.
+#[derive(Debug)]
+pub(crate) struct Takeover {
+    /// How far back our messages refer, within one message also where there is no takeover.
+    window: WindowBits,
+    /// What we have said. `None`: ours stand alone.
+    ours: Option<RefCell<Window>>,
+    /// What the client has said. `None`: its messages stand alone.
+    theirs: Option<RefCell<Window>>,
+    /// Its part of the bound.
+    _memory: Reserved,
+}
+
+/// Memory for windows that was taken from what all shards may have together. Given back on drop.
+pub(crate) struct Reserved {
+    shard: Rc<Shard>,
+    bytes: usize,
+}
+
+impl std::fmt::Debug for Reserved {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Reserved({} bytes)", self.bytes)
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.shard.loads.give_back_window_bytes(self.bytes);
+        self.shard.counters.compression_memory_bytes.moved(self.bytes, 0);
+    }
+}
+
+impl Deflate {
+    /// The client's messages may be deflated.
+    #[inline]
+    pub(crate) fn is_on(&self) -> bool {
+        !matches!(self, Self::Off)
+    }
+
+    /// Whom a connection like this is written to alike with. `hears_one`: it hears one channel alone.
+    pub(crate) fn group(&self, hears_one: bool) -> Group {
+        match (self, hears_one) {
+            (Self::Off, true) => Group::Plain,
+            (Self::Off, false) => Group::SeveralPlain,
+            (Self::Alone(WindowBits::MAX), true) => Group::Deflated,
+            (Self::Alone(WindowBits::MAX), false) => Group::SeveralDeflated,
+            (Self::Alone(_) | Self::Takeover(_), _) => Group::Own,
+        }
+    }
+
+    /// Which counter of connections it belongs to.
+    pub(crate) fn mode(&self) -> Option<usize> {
+        match self {
+            Self::Off => None,
+            Self::Alone(_) => Some(0),
+            Self::Takeover(_) => Some(1),
+        }
+    }
+}
+
+impl Takeover {
+    fn new(agreement: Agreement, memory: Reserved) -> Self {
+        let window = |is_kept: bool, bits| is_kept.then(|| RefCell::new(Window::new(bits)));
+        Self {
+            window: agreement.server_window,
+            ours: window(agreement.server_takeover, agreement.server_window),
+            theirs: window(agreement.client_takeover, agreement.client_window),
+            _memory: memory,
+        }
+    }
+
+    /// Our next message must not refer to what was said before.
+    pub(crate) fn forget_ours(&self) {
+        if let Some(ours) = &self.ours {
+            ours.borrow_mut().clear();
+        }
+    }
+
+    /// How far back messages refer that stand alone.
+    pub(crate) fn window(&self) -> WindowBits {
+        self.window
+    }
+}
+
+/// The compressors of one shard, each made when it is first needed.
+pub(crate) struct Codec {
+    min_bytes: usize,
+    /// By window.
+    deflaters: [RefCell<Option<Box<Deflater>>>; FORMS],
+    inflater: RefCell<Inflater>,
+    /// Room for what is inflated.
+    inflated: RefCell<Vec<u8>>,
+    /// Room for what is deflated for one connection.
+    deflated: RefCell<Vec<u8>>,
+    off: Rc<Deflate>,
+    /// By window.
+    alone: [Rc<Deflate>; FORMS],
+}
+
+impl Codec {
+    pub(crate) fn new(settings: &Compression) -> Self {
+        Self {
+            min_bytes: settings.min_bytes,
+            deflaters: Default::default(),
+            inflater: RefCell::default(),
+            inflated: RefCell::default(),
+            deflated: RefCell::default(),
+            off: Rc::new(Deflate::Off),
+            alone: std::array::from_fn(|form| {
+                let window = WindowBits::new(WindowBits::MIN.bits() + form as u8);
+                Rc::new(Deflate::Alone(window.expect("a form for each window")))
+            }),
+        }
+    }
+
+    /// What is agreed, as a connection has it. `memory` is there where the agreement needs some.
+    pub(crate) fn deflate(
+        &self,
+        agreement: Option<Agreement>,
+        memory: Option<Reserved>,
+    ) -> Rc<Deflate> {
+        match (agreement, memory) {
+            (None, _) => Rc::clone(&self.off),
+            (Some(agreement), None) => Rc::clone(&self.alone[form(agreement.server_window)]),
+            (Some(agreement), Some(memory)) => {
+                Rc::new(Deflate::Takeover(Takeover::new(agreement, memory)))
+            }
+        }
+    }
+
+    /// Whether a message of this length is worth deflating.
+    #[inline]
+    pub(crate) fn is_worth(&self, payload_bytes: usize) -> bool {
+        payload_bytes >= self.min_bytes
+    }
+}
+
+/// The number of the form of a batch in which messages refer no further back than `window`.
+fn form(window: WindowBits) -> usize {
+    usize::from(window.bits() - WindowBits::MIN.bits())
+}
+
+/// An inflated message as one server frame.
+pub(crate) struct Inflated {
+    buffer: Vec<u8>,
+    start: usize,
+}
+
+impl Deref for Inflated {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.buffer[self.start..]
+    }
+}
+
+impl Inflated {
+    /// It is so large that it should keep its buffer.
+    pub(crate) fn is_large(&self) -> bool {
+        self.buffer.len() >= OWNED_MESSAGE_BYTES
+    }
+
+    /// In a buffer of its own.
+    pub(crate) fn into_bytes(mut self) -> Bytes {
+        self.buffer.shrink_to_fit();
+        Bytes::from(self.buffer).slice(self.start..)
+    }
+}
+
+impl Shard {
+    /// What this shard offers to those who offer permessage-deflate, with the memory that it needs:
+    /// context takeover as long as there is memory for windows, else messages that stand alone.
+    pub(crate) fn negotiate_deflate(
+        self: &Rc<Self>,
+        negotiate: impl Fn(Readiness) -> Option<Agreement>,
+    ) -> (Option<Agreement>, Option<Reserved>) {
+        let alone = || negotiate(Readiness::NoTakeover);
+        let Compression { mode, window, max_memory_bytes, .. } = self.settings.compression;
+        match mode {
+            CompressionMode::Off => return (None, None),
+            CompressionMode::Shared => return (alone(), None),
+            CompressionMode::Dedicated => {}
+        }
+        let Some(agreement) = negotiate(Readiness::Takeover(window)) else {
+            return (None, None);
+        };
+        match agreement.window_bytes() {
+            0 => (Some(agreement), None),
+            bytes if self.loads.try_take_window_bytes(bytes, max_memory_bytes) => {
+                self.counters.compression_memory_bytes.moved(0, bytes);
+                (Some(agreement), Some(Reserved { shard: Rc::clone(self), bytes }))
+            }
+            _ => {
+                self.counters.compression_fallbacks.increment();
+                (alone(), None)
+            }
+        }
+    }
+
+    /// The publications of `batch` for those who get deflated messages that stand alone.
+    pub(crate) fn deflated<'a>(&self, batch: &'a Batch, window: WindowBits) -> &'a Batch {
+        if !self.codec.is_worth(batch.largest_frame_bytes()) {
+            return batch;
+        }
+        batch.form(form(window), |batch| {
+            batch.encoded_again(frame::first_frame_bytes, |frame, output| {
+                self.codec.is_worth(frame::open(frame).1.len())
+                    && self.append_deflated(output, frame, window, &[])
+            })
+        })
+    }
+
+    /// Appends `frame` deflated to `output`, or nothing where that makes it no shorter.
+    fn append_deflated(
+        &self,
+        output: &mut Vec<u8>,
+        frame: &[u8],
+        window: WindowBits,
+        dictionary: &[u8],
+    ) -> bool {
+        let mut deflater = self.codec.deflaters[form(window)].borrow_mut();
+        let deflater = deflater.get_or_insert_with(|| Box::new(Deflater::new(window)));
+        let (before, (kind, payload)) = (output.len(), frame::open(frame));
+        let is_deflated = deflater.append_frame(output, kind, payload, dictionary);
+        let sent = if is_deflated { &output[before..] } else { frame };
+        self.counters.deflate_input_bytes.add(frame.len() as u64);
+        self.counters.deflate_output_bytes.add(sent.len() as u64);
+        is_deflated
+    }
+
+    /// Appends `frame`, a whole plain server frame, to `output` as it goes to a connection with context
+    /// takeover, which gets it next.
+    pub(crate) fn append_referring(&self, output: &mut Vec<u8>, frame: &[u8], takeover: &Takeover) {
+        let (_, payload) = frame::open(frame);
+        if self.codec.is_worth(payload.len()) {
+            let mut ours = takeover.ours.as_ref().map(RefCell::borrow_mut);
+            let dictionary = ours.as_ref().map_or(&[][..], |ours| ours.bytes());
+            if self.append_deflated(output, frame, takeover.window, dictionary) {
+                if let Some(ours) = &mut ours {
+                    ours.push(payload);
+                }
+                return;
+            }
+        }
+        output.extend_from_slice(frame);
+    }
+
+    /// Hands `frame`, a whole plain server frame, to `send` as it goes next to a connection that
+    /// deflates like this.
+    pub(crate) fn with_deflated(&self, frame: &[u8], deflate: &Deflate, send: impl FnOnce(&[u8])) {
+        let mut output = self.codec.deflated.take();
+        output.clear();
+        match deflate {
+            Deflate::Alone(window) if self.append_deflated(&mut output, frame, *window, &[]) => {
+                send(&output);
+            }
+            Deflate::Off | Deflate::Alone(_) => send(frame),
+            Deflate::Takeover(takeover) => {
+                self.append_referring(&mut output, frame, takeover);
+                send(&output);
+            }
+        }
+        output.shrink_to(MAX_KEPT_BYTES);
+        self.codec.deflated.replace(output);
+    }
+
+    /// Inflates the payload of a message of a client that deflates like this.
+    pub(crate) fn inflate(
+        &self,
+        kind: MessageKind,
+        payload: &[u8],
+        deflate: &Deflate,
+    ) -> Result<Inflated, ProtocolError> {
+        let mut buffer = self.codec.inflated.take();
+        buffer.clear();
+        buffer.resize(MAX_HEADER_BYTES, 0);
+        let theirs = match deflate {
+            Deflate::Takeover(takeover) => takeover.theirs.as_ref(),
+            Deflate::Off | Deflate::Alone(_) => None,
+        };
+        let mut theirs = theirs.map(RefCell::borrow_mut);
+        let dictionary = theirs.as_ref().map_or(&[][..], |theirs| theirs.bytes());
+        let mut inflater = self.codec.inflater.borrow_mut();
+        inflater.inflate(payload, dictionary, self.max_message_bytes, &mut buffer)?;
+        let (head, message) = buffer.split_at_mut(MAX_HEADER_BYTES);
+        self.counters.inflate_input_bytes.add(payload.len() as u64);
+        self.counters.inflate_output_bytes.add(message.len() as u64);
+        if kind == MessageKind::Text && simdutf8::basic::from_utf8(message).is_err() {
+            return Err(ProtocolError::TextNotUtf8);
+        }
+        if let Some(theirs) = &mut theirs {
+            theirs.push(message);
+        }
+        let start = frame::write_header_before(head, kind.opcode(), message.len());
+        Ok(Inflated { buffer, start })
+    }
+
+    /// Takes the room of a message that is done with, for the next one.
+    pub(crate) fn recycle(&self, inflated: Inflated) {
+        let mut buffer = inflated.buffer;
+        buffer.clear();
+        buffer.shrink_to(MAX_KEPT_BYTES);
+        self.codec.inflated.replace(buffer);
+    }
+}
