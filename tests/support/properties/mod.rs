@@ -7,7 +7,7 @@
 //! - [`assembly()`]: frames make the messages that a model of RFC 6455 section 5.4 makes of them.
 //! - [`handshake()`]: a request is refused for a rule that it breaks, and for no other reason.
 //! - [`extensions()`]: an answer is one that RFC 7692 allows for the first offer that can be met.
-//! - [`inflate()`]: a payload becomes what miniz_oxide makes of it, or is refused as there.
+//! - [`inflate()`]: a payload becomes what miniz_oxide makes of it, within the limit, or is refused.
 //! - [`deflate()`]: a message that is deflated and inflated is itself, whoever does the one or the other.
 //! - [`channel_path()`]: a URL is refused or understood, and understood the same when said again.
 //! - [`api_body()`]: the body of a call is refused or understood, as another reading of it says.
