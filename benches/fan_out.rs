@@ -2,7 +2,7 @@
 //!
 //! - `shard`: a real shard with real sockets: CPU of its thread for each delivery. With 1, 10 and 1,000
 //!   subscribers; then with 10 of them beside channels and connections that the publication does not
-//!   concern.
+//!   concern; then JSON of 1 KiB for 1,000, as it is and deflated for those who asked for that.
 //! - `hub`, `directory`: the tables in its way, with 1, 1,000 and 100,000 channels.
 //! - `mailbox`: a lane from one shard to another, on one thread and between two.
 //! - `batch`, `outbound_queue`: the parts at both of its ends.
@@ -42,14 +42,18 @@ use wsgate::shard::orders::{Handle, Order};
 use wsgate::shard::settings::{Compression, CompressionMode, Settings};
 use wsgate::shard::{Loads, Seed};
 use wsgate::telemetry::counters::Counters;
+use wsgate::wire::deflate::Deflater;
 use wsgate::wire::extensions::WindowBits;
-use wsgate::wire::frame;
+use wsgate::wire::frame::{self, MessageKind};
 use wsgate::wire::header::Opcode;
 
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const PAYLOAD_BYTES: usize = 64;
+
+/// A header by which a client asks for deflated messages.
+const PERMESSAGE_DEFLATE: &str = "Sec-WebSocket-Extensions: permessage-deflate\r\n";
 
 /// How many channels there are, whatever a publication concerns.
 const CHANNELS: [usize; 3] = [1, 1_000, 100_000];
@@ -345,6 +349,13 @@ fn shard(criterion: &mut Criterion) {
             },
         );
     }
+    for (label, offer) in [("plain", ""), ("deflated", PERMESSAGE_DEFLATE)] {
+        let mut scene = None;
+        group.bench_function(BenchmarkId::new("json_of_1_KiB_for_1000", label), |bencher| {
+            let scene = scene.get_or_insert_with(|| Scene::with_json(1_000, offer));
+            bencher.iter_custom(|publications| scene.cpu_of_one_delivery(publications));
+        });
+    }
     group.finish();
 }
 
@@ -360,6 +371,10 @@ struct Scene {
     publisher: TcpStream,
     subscribers: usize,
     readers: Readers,
+    /// What the publisher sends.
+    message: Vec<u8>,
+    /// What each subscriber gets of it.
+    delivered_bytes: usize,
     /// Open for as long as the shard is.
     _bystanders: Vec<TcpStream>,
 }
@@ -382,18 +397,53 @@ impl Scene {
         let expected = subscribers + bystanders.len() * channels_each + 1;
         until("all subscriptions", || shard.counters.subscriptions.value() == expected as u64);
         let readers = Readers::read(readers);
-        Self { shard, publisher, subscribers, readers, _bystanders: bystanders }
+        Self {
+            shard,
+            publisher,
+            subscribers,
+            readers,
+            message: client_frame(&[b'x'; PAYLOAD_BYTES]),
+            delivered_bytes: PAYLOAD_BYTES + 2,
+            _bystanders: bystanders,
+        }
+    }
+
+    /// Subscribers that make this offer, and JSON.
+    fn with_json(subscribers: usize, offer: &str) -> Self {
+        let json = json();
+        let mut delivered = frame::encode(Opcode::Text, &json).to_vec();
+        if !offer.is_empty() {
+            delivered.clear();
+            Deflater::new(WindowBits::MAX).append_frame(
+                &mut delivered,
+                MessageKind::Text,
+                &json,
+                &[],
+            );
+        }
+        let shard = Shard::start();
+        let connect = |_| shard.connect_with("/channels/news", offer);
+        let readers = Readers::read((0..subscribers).map(connect).collect());
+        let publisher = shard.connect("/channels/news?own=false");
+        Self {
+            shard,
+            publisher,
+            subscribers,
+            readers,
+            message: client_frame(&json),
+            delivered_bytes: delivered.len(),
+            _bystanders: Vec::new(),
+        }
     }
 
     /// Publishes so often, each time after everybody has read the one before. Returns the CPU that the
     /// shard took for each subscriber, times `publications`.
     fn cpu_of_one_delivery(&mut self, publications: u64) -> Duration {
-        let message = client_frame(&[b'x'; PAYLOAD_BYTES]);
-        let delivered_bytes = ((PAYLOAD_BYTES + 2) * self.subscribers) as u64;
+        let delivered_bytes = (self.delivered_bytes * self.subscribers) as u64;
         let before = self.shard.cpu();
         for _ in 0..publications {
             let goal = self.readers.bytes.load(Ordering::Acquire) + delivered_bytes;
-            self.publisher.write_all(&message).expect("the shard listens");
+            self.publisher.write_all(&self.message).expect("the shard listens");
             until("every delivery", || self.readers.bytes.load(Ordering::Acquire) >= goal);
         }
         (self.shard.cpu() - before) / self.subscribers as u32
@@ -460,12 +510,17 @@ impl Shard {
 
     /// A connection, once its handshake is over.
     fn connect(&self, path: &str) -> TcpStream {
+        self.connect_with(path, "")
+    }
+
+    /// The same with these headers more, each of them with its line end.
+    fn connect_with(&self, path: &str, headers: &str) -> TcpStream {
         let mut socket = TcpStream::connect(self.address).expect("the shard listens");
         socket.set_nodelay(true).expect("TCP has this option");
         socket.set_read_timeout(Some(PATIENCE)).expect("sockets have one");
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: shard\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{headers}\r\n"
         );
         socket.write_all(request.as_bytes()).expect("the shard listens");
         // Nothing follows the head: nobody publishes yet.
@@ -556,10 +611,30 @@ fn until(what: &str, is_there: impl Fn() -> bool) {
     }
 }
 
-/// A masked text frame of a payload below 126 bytes.
+/// JSON of about 1 KiB, as a feed of prices has it.
+fn json() -> Vec<u8> {
+    let trade = |number: u64| {
+        let price = number * 7_919 % 100_000;
+        let symbol = ["ABC", "DEFG", "HI"][number as usize % 3];
+        format!(
+            "{{\"id\":{price},\"symbol\":\"{symbol}-USD\",\"price\":{price}.{number},\"side\":\"buy\"}}"
+        )
+    };
+    let trades: Vec<String> = (1..17).map(trade).collect();
+    format!("{{\"type\":\"trades\",\"items\":[{}]}}", trades.join(",")).into_bytes()
+}
+
+/// A masked text frame of a payload below 64 KiB.
 fn client_frame(payload: &[u8]) -> Vec<u8> {
     const MASKING_KEY: [u8; 4] = [0x12, 0x34, 0x56, 0x78];
-    let mut frame = vec![0x81, 0x80 | payload.len() as u8];
+    let mut frame = vec![0x81];
+    match payload.len() {
+        length @ 0..=125 => frame.push(0x80 | length as u8),
+        length => {
+            frame.push(0x80 | 126);
+            frame.extend((length as u16).to_be_bytes());
+        }
+    }
     frame.extend(MASKING_KEY);
     frame.extend(payload.iter().zip(MASKING_KEY.iter().cycle()).map(|(byte, key)| byte ^ key));
     frame

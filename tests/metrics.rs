@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 type Labels = &'static [(&'static str, &'static [&'static str])];
 
 /// Every metric of ours: its name, its kind and its labels.
-const FAMILIES: [(&str, &str, Labels); 23] = [
+const FAMILIES: [(&str, &str, Labels); 30] = [
     ("wsgate_connections", "gauge", &[("shard", &["0", "1"])]),
     ("wsgate_connections_accepted_total", "counter", &[]),
     (
@@ -100,9 +100,17 @@ const FAMILIES: [(&str, &str, Labels); 23] = [
                 "close_code",
                 "close_reason_not_utf8",
                 "message_too_big",
+                "not_deflated",
             ],
         )],
     ),
+    ("wsgate_compressed_connections", "gauge", &[("mode", &["shared", "dedicated"])]),
+    ("wsgate_compression_memory_bytes", "gauge", &[]),
+    ("wsgate_compression_fallbacks_total", "counter", &[]),
+    ("wsgate_deflate_input_bytes_total", "counter", &[]),
+    ("wsgate_deflate_output_bytes_total", "counter", &[]),
+    ("wsgate_inflate_input_bytes_total", "counter", &[]),
+    ("wsgate_inflate_output_bytes_total", "counter", &[]),
     ("wsgate_panics_total", "counter", &[]),
     ("wsgate_draining", "gauge", &[]),
     ("wsgate_build_info", "gauge", &[("version", &[env!("CARGO_PKG_VERSION")])]),

@@ -130,6 +130,30 @@ impl OutboundQueue {
         self.push(&exact(frames, boundary, frames.len()), limit)
     }
 
+    /// Appends what is left of `frames`, which answer the peer's own, after the socket took their first
+    /// `written` bytes; others may wait before them only if it took none. No policy bounds them. The
+    /// latest Pong among them waits like any other: behind data a newer one would pass it, and a policy
+    /// could drop it.
+    pub fn push_answers(&mut self, frames: &Bytes, written: usize) {
+        let boundary = frame::boundary_from(frames, written);
+        let backlog = self.backlog.get_or_insert_default();
+        if backlog.close.is_some() {
+            return;
+        }
+        if boundary > written {
+            debug_assert!(backlog.started.is_empty(), "written past frames that wait");
+            backlog.start(exact(frames, written, boundary));
+        }
+        for_each_frame(&frames.slice(boundary..), |frame| {
+            if frame::is_message(&frame) {
+                backlog.append(frame);
+            } else {
+                backlog.control = frame;
+            }
+        });
+        self.forget_if_empty();
+    }
+
     /// Takes a Pong frame. It goes before the data frames that wait, in the place of an earlier control
     /// frame that still does.
     pub fn push_pong(&mut self, pong: Bytes) {
@@ -412,6 +436,24 @@ pub(crate) mod tests {
             queue.push_pong(pong("2"));
             assert_eq!(drain(&mut queue, step), [&b"abc"[..], &pong("2"), &text("d")].concat());
         }
+    }
+
+    #[test]
+    fn latest_pong_of_answers_that_wait_goes_before_their_data_and_is_never_dropped() {
+        let limit = limit(9, SlowConsumerPolicy::DropOldest);
+        let pong = |payload: &str| frame::encode(Opcode::Pong, payload.as_bytes());
+        let answers = Bytes::from([text("abc"), pong("1"), text("d"), pong("2")].concat());
+        let mut queue = OutboundQueue::default();
+        queue.push_answers(&answers, 0);
+        assert_eq!(queue.push(&texts(&["e", "f", "g"]), &limit), Pushed::Dropped(2));
+        assert_eq!(drain(&mut queue, 1), [&pong("2")[..], &texts(&["e", "f", "g"])].concat());
+        queue.push_answers(&answers, 2);
+        assert_eq!(drain(&mut queue, 1), [&b"abc"[..], &pong("2"), &text("d")].concat());
+        queue.push_answers(&answers, 6);
+        queue.push_pong(pong("3"));
+        assert_eq!(drain(&mut queue, 100), [&pong("1")[1..], &pong("3"), &text("d")].concat());
+        queue.push_answers(&answers, answers.len());
+        assert!(queue.is_empty());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Publications to one channel that travel together.
 
 use std::ops::{AddAssign, Range, SubAssign};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -67,6 +67,9 @@ pub struct Batch {
     received_at: Instant,
     /// Sorted by publisher.
     excluded: Vec<Exclusion>,
+    /// The batches that were joined to this one, if it is nothing else: they may have been otherwise
+    /// encoded already.
+    parts: Vec<Arc<Batch>>,
     /// The same publications otherwise encoded, as far as somebody has asked.
     forms: OnceLock<Box<[OnceLock<Batch>; FORMS]>>,
 }
@@ -109,10 +112,17 @@ impl Batch {
     }
 
     /// The same publications in the form of this number, below [`FORMS`]. Whoever asks first has it made
-    /// by `make`; all others, on whichever shard, get the same.
-    pub fn form(&self, form: usize, make: impl FnOnce(&Self) -> Self) -> &Self {
+    /// by `make`; all others, on whichever shard, get the same, also as a part of a larger batch.
+    pub fn form(&self, form: usize, make: &mut dyn FnMut(&Self) -> Self) -> &Self {
         let forms = self.forms.get_or_init(Box::default);
-        forms[form].get_or_init(|| make(self))
+        forms[form].get_or_init(|| {
+            if self.parts.is_empty() {
+                return make(self);
+            }
+            let mut builder = BatchBuilder::new(self.received_at);
+            self.parts.iter().for_each(|part| builder.append(part.form(form, make)));
+            builder.finish()
+        })
     }
 
     /// The same publications, each as `encode` has appended it; where `encode` says `false` it has
@@ -217,6 +227,8 @@ pub struct BatchBuilder {
     received_at: Instant,
     /// In the order in which they lie.
     excluded: Vec<Exclusion>,
+    /// Batches of which it is made, if they are all there is in it.
+    parts: Vec<Arc<Batch>>,
 }
 
 impl BatchBuilder {
@@ -230,6 +242,7 @@ impl BatchBuilder {
             count: Count::default(),
             received_at: now,
             excluded: Vec::new(),
+            parts: Vec::new(),
         }
     }
 
@@ -256,7 +269,14 @@ impl BatchBuilder {
     }
 
     /// Adds everything in `batch`, behind what is here already.
-    pub fn push_batch(&mut self, batch: &Batch) {
+    pub fn push_batch(&mut self, batch: &Arc<Batch>) {
+        if self.bytes == 0 || !self.parts.is_empty() {
+            self.parts.push(Arc::clone(batch));
+        }
+        self.append(batch);
+    }
+
+    fn append(&mut self, batch: &Batch) {
         let offset = self.bytes;
         self.excluded.extend(batch.excluded.iter().map(|entry| Exclusion {
             range: entry.range.start + offset..entry.range.end + offset,
@@ -293,11 +313,13 @@ impl BatchBuilder {
             count: self.count,
             received_at: self.received_at,
             excluded: self.excluded,
+            parts: self.parts,
             forms: OnceLock::new(),
         }
     }
 
     fn note(&mut self, frame: &[u8], excluded: Option<ConnectionId>) {
+        self.parts.clear();
         let range = self.bytes..self.bytes + frame.len();
         let count = Count::one(frame);
         self.bytes = range.end;
@@ -324,6 +346,8 @@ impl BatchBuilder {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::pubsub::ShardId;
 
@@ -390,13 +414,47 @@ mod tests {
         remote.push_borrowed(b"r2", None);
         let mut home = BatchBuilder::new(now);
         home.push_borrowed(b"h1", Some(id(2)));
-        home.push_batch(&remote.finish());
+        home.push_batch(&Arc::new(remote.finish()));
         home.push_borrowed(b"h2", Some(id(1)));
         let batch = home.finish();
         assert_eq!(batch.count().total(), 5);
         assert_eq!(text(&batch.segments_for(id(1)).0), "h1r2");
         assert!(text(&batch.segments_for(id(2)).0).starts_with("r1RRR"));
         assert!(text(&batch.segments_for(id(2)).0).ends_with("RRRr2h2"));
+    }
+
+    #[test]
+    fn form_of_joined_batches_is_made_of_theirs() {
+        let single = |frame: &'static str| {
+            Arc::new(Batch::single(Bytes::from_static(frame.as_bytes()), Instant::now()))
+        };
+        let twice = |batch: &Batch| {
+            let mut builder = BatchBuilder::new(batch.received_at());
+            batch.segments().iter().for_each(|frames| builder.push(frames.repeat(2).into(), None));
+            builder.finish()
+        };
+        let (a, b) = (single("a"), single("b"));
+        let mut made = 0;
+        let mut make = |batch: &Batch| {
+            made += 1;
+            twice(batch)
+        };
+        assert_eq!(text(a.form(0, &mut make).segments()), "aa");
+        let mut joined = BatchBuilder::new(Instant::now());
+        joined.push_batch(&a);
+        joined.push_batch(&b);
+        let joined = Arc::new(joined.finish());
+        assert_eq!(text(joined.form(0, &mut make).segments()), "aabb");
+        let mut again = BatchBuilder::new(Instant::now());
+        again.push_batch(&joined);
+        assert_eq!(text(again.finish().form(0, &mut make).segments()), "aabb");
+        assert_eq!(made, 2, "each batch once");
+
+        let mut mixed = BatchBuilder::new(Instant::now());
+        mixed.push_batch(&a);
+        mixed.push_borrowed(b"c", None);
+        mixed.push_batch(&b);
+        assert_eq!(text(mixed.finish().form(0, &mut |batch| twice(batch)).segments()), "acbacb");
     }
 
     #[test]
@@ -426,9 +484,9 @@ mod tests {
             }
             is_small
         };
-        let form = batch.form(3, |batch| batch.encoded_again(first_frame_bytes, encode));
-        let again = batch.form(3, |_| unreachable!("it is there"));
-        assert!(std::ptr::eq(form, again));
+        let mut make = |batch: &Batch| batch.encoded_again(first_frame_bytes, encode);
+        let form = batch.form(3, &mut make);
+        assert!(std::ptr::eq(form, batch.form(3, &mut |_| unreachable!("it is there"))));
         assert_eq!(form.segments()[1].as_ptr(), large.as_ptr(), "what stays is shared");
         assert_eq!(form.count().total(), batch.count().total());
         for subscriber in [1, 2, 3] {
@@ -441,6 +499,73 @@ mod tests {
             let (segments, form_count) = form.segments_for(id(subscriber));
             assert_eq!(text(&segments), bracketed);
             assert_eq!(form_count.total(), count.total());
+        }
+    }
+
+    /// A frame and who published it, counted over all of a test.
+    #[derive(Clone, Debug)]
+    struct Published {
+        frame: Bytes,
+        publisher: u32,
+        wants_own: bool,
+    }
+
+    /// Small frames mostly, some on either side of the size from which one is shared.
+    fn published() -> impl Strategy<Value = Published> {
+        let shared = SHARED_FRAME_BYTES;
+        let bytes = prop_oneof![9 => 1..20usize, 1 => shared - 1..shared + 2];
+        (bytes, any::<u8>(), any::<bool>(), 0u32..4, prop::bool::weighted(0.3)).prop_map(
+            |(bytes, filler, is_text, publisher, wants_own)| {
+                let mut frame = vec![filler; bytes];
+                frame[0] = if is_text { 0x81 } else { 0x82 };
+                Published { frame: frame.into(), publisher, wants_own }
+            },
+        )
+    }
+
+    fn push(builder: &mut BatchBuilder, published: &Published, is_borrowed: bool) {
+        let excluded = (!published.wants_own).then(|| id(published.publisher));
+        if is_borrowed {
+            builder.push_borrowed(&published.frame, excluded);
+        } else {
+            builder.push(published.frame.clone(), excluded);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn every_subscriber_gets_all_but_what_it_does_not_want_back_however_batches_were_joined(
+            parts in proptest::collection::vec(
+                (proptest::collection::vec((published(), any::<bool>()), 0..8), any::<bool>()), 1..6),
+        ) {
+            let now = Instant::now();
+            let mut builder = BatchBuilder::new(now);
+            for (part, is_a_batch) in &parts {
+                let mut apart = BatchBuilder::new(now);
+                let target = if *is_a_batch { &mut apart } else { &mut builder };
+                part.iter().for_each(|(published, is_borrowed)| push(target, published, *is_borrowed));
+                builder.push_batch(&Arc::new(apart.finish()));
+            }
+            let batch = builder.finish();
+            let all: Vec<&Published> =
+                parts.iter().flat_map(|(part, _)| part).map(|(published, _)| published).collect();
+            for subscriber in 0..5 {
+                let is_own = |one: &&&Published| one.publisher == subscriber && !one.wants_own;
+                let wanted: Vec<_> = all.iter().filter(|one| !is_own(one)).collect();
+                let mut count = Count::default();
+                wanted.iter().for_each(|one| count += Count::one(&one.frame));
+                let (segments, counted) = batch.segments_for(id(subscriber));
+                prop_assert!(segments.iter().all(|segment| !segment.is_empty()));
+                let wanted: Vec<u8> = wanted.iter().flat_map(|one| one.frame.to_vec()).collect();
+                prop_assert!(segments.concat() == wanted, "what subscriber {} gets", subscriber);
+                prop_assert_eq!(counted, count);
+                prop_assert_eq!(batch.excludes(id(subscriber)), all.iter().any(|one| is_own(&one)));
+            }
+            let everything: Vec<u8> = all.iter().flat_map(|one| one.frame.to_vec()).collect();
+            prop_assert!(batch.segments().concat() == everything);
+            prop_assert_eq!(batch.bytes(), everything.len());
         }
     }
 }

@@ -26,9 +26,16 @@ pub const MAX_BACKLOG: u16 = 4_096;
 /// How long to leave the backlog alone when the process or the machine has no descriptor left.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long to say nothing after having said that no descriptor is left. At the limit each client that
+/// leaves ends that for a moment, so the log would get a line for each that comes and each that goes.
+const TELL_AGAIN_AFTER: Duration = Duration::from_secs(60);
+
 /// Accepts until a drain says to stop.
 pub(crate) async fn accept(shard: Rc<Shard>, listener: TcpListener) {
-    let mut is_exhausted = false;
+    // When the log said last that no descriptor is left, and whether it has yet to say that this is
+    // over.
+    let mut told_at: Option<Instant> = None;
+    let mut owes_the_end = false;
     loop {
         for _ in 0..MAX_ACCEPTS_PER_TURN {
             // The socket comes non-blocking and with the TCP_NODELAY of the listening one.
@@ -41,13 +48,14 @@ pub(crate) async fn accept(shard: Rc<Shard>, listener: TcpListener) {
             };
             match accepted {
                 Ok((socket, _)) => {
-                    if std::mem::take(&mut is_exhausted) {
+                    if std::mem::take(&mut owes_the_end) {
                         info!("accepting again");
                     }
                     admit(&shard, socket);
                 }
                 Err(error) if is_exhaustion(&error) => {
-                    if !std::mem::replace(&mut is_exhausted, true) {
+                    if told_at.is_none_or(|told_at| told_at.elapsed() >= TELL_AGAIN_AFTER) {
+                        (told_at, owes_the_end) = (Some(Instant::now()), true);
                         warn!(
                             %error,
                             "cannot accept connections for now; if descriptors have run out, raise \

@@ -14,7 +14,7 @@ use rustix::net::{SendAncillaryBuffer, SendFlags, send, sendmsg};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use crate::connection::outbound::{Limit, Pushed, SlowConsumerPolicy};
+use crate::connection::outbound::{Pushed, SlowConsumerPolicy};
 use crate::connection::{Connection, Ending};
 use crate::hub::{ChannelKey, SubscriptionKey};
 use crate::protocol::raw::Ask;
@@ -97,10 +97,6 @@ impl Subscriptions {
         }
     }
 }
-
-/// What a client gets in answer to its own frames is bounded by not reading from it, never by a policy.
-pub(crate) const UNLIMITED: Limit =
-    Limit { max_bytes: usize::MAX, policy: SlowConsumerPolicy::Close };
 
 impl Client {
     pub(crate) fn new(
@@ -304,11 +300,7 @@ impl Client {
 
     fn queue(&self, connection: &mut Connection, frames: &Bytes, written: usize, shard: &Shard) {
         let before = connection.outbound.bytes();
-        if written > 0 {
-            connection.outbound.push_rest(frames, written, &UNLIMITED);
-        } else {
-            connection.outbound.push(frames, &UNLIMITED);
-        }
+        connection.outbound.push_answers(frames, written);
         shard.counters.outbound_queue_bytes.moved(before, connection.outbound.bytes());
     }
 
@@ -405,7 +397,9 @@ impl Client {
             count += others;
             for segment in &segments {
                 frame::for_each(segment, |frame| {
-                    shard.append_referring(&mut frames, frame, takeover);
+                    shard.with_deflated(frame, &self.deflate, |frame| {
+                        frames.extend_from_slice(frame);
+                    });
                 });
             }
         }

@@ -240,7 +240,7 @@ impl Shard {
         if !self.codec.is_worth(batch.largest_frame_bytes()) {
             return batch;
         }
-        batch.form(form(window), |batch| {
+        batch.form(form(window), &mut |batch| {
             batch.encoded_again(frame::first_frame_bytes, |frame, output| {
                 self.codec.is_worth(frame::open(frame).1.len())
                     && self.append_deflated(output, frame, window, &[])
@@ -266,38 +266,33 @@ impl Shard {
         is_deflated
     }
 
-    /// Appends `frame`, a whole plain server frame, to `output` as it goes to a connection with context
-    /// takeover, which gets it next.
-    pub(crate) fn append_referring(&self, output: &mut Vec<u8>, frame: &[u8], takeover: &Takeover) {
-        let (_, payload) = frame::open(frame);
-        if self.codec.is_worth(payload.len()) {
-            let mut ours = takeover.ours.as_ref().map(RefCell::borrow_mut);
-            let dictionary = ours.as_ref().map_or(&[][..], |ours| ours.bytes());
-            if self.append_deflated(output, frame, takeover.window, dictionary) {
-                if let Some(ours) = &mut ours {
-                    ours.push(payload);
-                }
-                return;
-            }
+    /// Appends `frame` deflated to `output`, for a connection with context takeover that gets it next,
+    /// or nothing where that makes it no shorter.
+    fn append_referring(&self, output: &mut Vec<u8>, frame: &[u8], takeover: &Takeover) -> bool {
+        let mut ours = takeover.ours.as_ref().map(RefCell::borrow_mut);
+        let dictionary = ours.as_ref().map_or(&[][..], |ours| ours.bytes());
+        let is_deflated = self.append_deflated(output, frame, takeover.window, dictionary);
+        if let Some(ours) = &mut ours
+            && is_deflated
+        {
+            ours.push(frame::open(frame).1);
         }
-        output.extend_from_slice(frame);
+        is_deflated
     }
 
     /// Hands `frame`, a whole plain server frame, to `send` as it goes next to a connection that
     /// deflates like this.
     pub(crate) fn with_deflated(&self, frame: &[u8], deflate: &Deflate, send: impl FnOnce(&[u8])) {
+        let is_worth = self.codec.is_worth(frame::open(frame).1.len());
         let mut output = self.codec.deflated.take();
         output.clear();
-        match deflate {
-            Deflate::Alone(window) if self.append_deflated(&mut output, frame, *window, &[]) => {
-                send(&output);
-            }
-            Deflate::Off | Deflate::Alone(_) => send(frame),
-            Deflate::Takeover(takeover) => {
-                self.append_referring(&mut output, frame, takeover);
-                send(&output);
-            }
-        }
+        let is_deflated = is_worth
+            && match deflate {
+                Deflate::Off => false,
+                Deflate::Alone(window) => self.append_deflated(&mut output, frame, *window, &[]),
+                Deflate::Takeover(takeover) => self.append_referring(&mut output, frame, takeover),
+            };
+        send(if is_deflated { &output } else { frame });
         output.shrink_to(MAX_KEPT_BYTES);
         self.codec.deflated.replace(output);
     }

@@ -6,12 +6,13 @@
 use std::any::Any;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::task::yield_now;
 use tracing::{debug, error};
 
 use crate::broker::Broker;
@@ -66,8 +67,10 @@ impl Driver {
             match poll_read(client, &mut connection, shard, cx) {
                 Read::Some => {}
                 Read::Filled => {
-                    // The shard's other connections come first.
-                    cx.waker().wake_by_ref();
+                    // The shard's other connections come first, those too of whose sockets it has not
+                    // heard yet: it looks at the sockets before it wakes what is deferred. Woken at
+                    // once, a few such connections would keep it from that for a whole interval.
+                    _ = pin!(yield_now()).poll(cx);
                     drop(connection);
                     return self.write_before_waiting(cx);
                 }
@@ -165,7 +168,7 @@ fn poll_read(
             None => shard.max_echo_read_bytes,
             Some(channel) => {
                 if shard.turn.borrow().is_full() {
-                    cx.waker().wake_by_ref();
+                    _ = pin!(yield_now()).poll(cx);
                     return Read::Pending;
                 }
                 if shard.broker.is_congested(channel.home) {

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::task::consume_budget;
+use tokio::task::{consume_budget, yield_now};
 
 use crate::broker::Broker;
 use crate::hub::{ChannelKey, Group, Hub};
@@ -23,6 +23,10 @@ use crate::wire::extensions::WindowBits;
 /// Writes between two looks at the clock. What the histogram of the lag is told is late by no more
 /// than as many; a look for each batch would cost a batch for one subscriber a tenth of its time.
 const WRITES_PER_LOOK: u64 = 32;
+
+/// A pass of as many deliveries is followed by a look at the sockets. Below that the look would cost a
+/// good part of the pass, and there is one after every 256 tasks anyway.
+const MAX_DELIVERIES_UNSEEN: u64 = 64;
 
 /// Entries of each list of a [`Pass`] that it keeps room for.
 const MAX_KEPT_ENTRIES: usize = 4_096;
@@ -61,8 +65,14 @@ impl Gathered {
 pub(crate) async fn flush(shard: Rc<Shard>) {
     loop {
         shard.turn_started.notified().await;
+        let before = shard.counters.deliveries.value();
         shard.flush_turn();
-        consume_budget().await;
+        if shard.counters.deliveries.value() - before < MAX_DELIVERIES_UNSEEN {
+            consume_budget().await;
+        } else {
+            // Other shards can have the next turn full by now, and so on: the sockets come between.
+            yield_now().await;
+        }
     }
 }
 

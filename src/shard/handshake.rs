@@ -17,6 +17,7 @@ use fastwebsockets::upgrade::UpgradeFut;
 use http::header::{
     ALLOW, CONNECTION, CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_EXTENSIONS,
 };
+use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -359,9 +360,12 @@ async fn answer(
     let headers = request.headers();
     let text =
         |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or_default());
+    // A target in absolute form names the host itself, and then `Host` is to be ignored (RFC 9112
+    // section 3.2.2).
+    let host = request.uri().authority().map(Authority::as_str).or_else(|| text(HOST));
     // Of two origins the page's own cannot be told.
     let origins = headers.get_all(ORIGIN).iter().count();
-    if origins > 1 || !shard.settings.allowed_origins.allows(text(ORIGIN), text(HOST)) {
+    if origins > 1 || !shard.settings.allowed_origins.allows(text(ORIGIN), host) {
         return Err(Refusal::Origin);
     }
     let (agreement, memory) =

@@ -399,6 +399,13 @@ impl Shard {
         let mut connection = client.hold(self);
         let was_waiting = !connection.outbound.is_empty();
         connection.handle_timeout(now, &self.ping, &self.timing);
+        if connection.ended().is_some() {
+            // The peer did not let go in time. What the kernel still has for it, up to some MiB, it would
+            // offer for another 100 s to one that has vanished; one that still reads may have it.
+            let socket = client.socket.borrow();
+            let patience = self.timing.close_timeout;
+            _ = socket2::SockRef::from(&*socket).set_tcp_user_timeout(Some(patience));
+        }
         if !was_waiting {
             client.write_waiting(&mut connection, self);
         }

@@ -18,7 +18,7 @@ pub enum HandshakeError {
     #[error("a WebSocket connection needs HTTP/1.1; this request came as HTTP/1.0")]
     HttpVersion,
     /// 400.
-    #[error("the request must have one Host header")]
+    #[error("the request must have one Host header, with a host and perhaps a port")]
     Host,
     /// 400.
     #[error(
@@ -64,7 +64,7 @@ pub fn check(method: &Method, version: Version, headers: &HeaderMap) -> Result<(
     if !lists_token(headers, CONNECTION, "upgrade") {
         return Err(HandshakeError::Connection);
     }
-    if single(headers, HOST).is_none() {
+    if !single(headers, HOST).is_some_and(is_host) {
         return Err(HandshakeError::Host);
     }
     match single(headers, SEC_WEBSOCKET_VERSION) {
@@ -93,6 +93,24 @@ fn single(headers: &HeaderMap, name: http::HeaderName) -> Option<&[u8]> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?;
     values.next().is_none().then(|| value.as_bytes().trim_ascii())
+}
+
+/// Whether no byte stands in `value` that cannot be part of `uri-host [ ":" port ]`. Either may be
+/// empty. RFC 9112 section 3.2 wants everything else refused: what a proxy in front made of it might
+/// be another host than what we make of it.
+fn is_host(value: &[u8]) -> bool {
+    let is_in_name = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(byte);
+    let colon = value.iter().rposition(|byte| *byte == b':');
+    // The colons of an IPv6 address stand in brackets.
+    let (host, port) = match colon.filter(|colon| !value[*colon..].contains(&b']')) {
+        Some(colon) => (&value[..colon], &value[colon + 1..]),
+        None => (value, &[][..]),
+    };
+    let is_host = match host.strip_prefix(b"[").and_then(|host| host.strip_suffix(b"]")) {
+        Some(address) => address.iter().all(|byte| is_in_name(byte) || *byte == b':'),
+        None => host.iter().all(is_in_name),
+    };
+    is_host && port.iter().all(u8::is_ascii_digit)
 }
 
 /// 16 bytes in base64: 22 digits, of which the last has its lowest four bits clear, and `==`.
@@ -160,6 +178,32 @@ mod tests {
         ];
         for (name, value, error) in cases {
             assert_eq!(verdict(&[(name, value)]), Err(error), "{name}: {value:?}");
+        }
+    }
+
+    #[test]
+    fn host_is_a_name_or_an_address_and_perhaps_a_port() {
+        let good = ["", "example.com:", "Example.com:8080", "127.0.0.1:80", "[::1]", "[::1]:8080"];
+        for value in good {
+            assert_eq!(verdict(&[("host", Some(value))]), Ok(()), "{value:?}");
+        }
+        let bad = [
+            "two hosts",
+            "a.example, b.example",
+            "user@example.com",
+            "example.com/echo",
+            "http://example.com",
+            "example.com:http",
+            "example.com:-80",
+            "a:1:2",
+            "::1",
+            "[::1",
+            "[::1]x:80",
+            "example.com?",
+        ];
+        for value in bad {
+            let error = Err(HandshakeError::Host);
+            assert_eq!(verdict(&[("host", Some(value))]), error, "{value:?}");
         }
     }
 

@@ -10,6 +10,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
+use crate::support::metrics::Metrics;
 use crate::support::within;
 
 /// What came back.
@@ -74,5 +75,10 @@ impl Requests {
     /// Calls a method of the API.
     pub(crate) async fn call(&mut self, method: &str, parameters: Value) -> Answer {
         self.ask(Method::POST, &format!("/api/{method}"), parameters.to_string()).await
+    }
+
+    /// What Prometheus would see now, for whom no new connection is needed.
+    pub(crate) async fn scrape(&mut self) -> Metrics {
+        Metrics::parse(&self.ask(Method::GET, "/metrics", String::new()).await.body)
     }
 }

@@ -65,6 +65,21 @@ impl Client {
         Self { socket: FragmentCollector::new(socket), id }
     }
 
+    /// One that the given shard serves: which one does is the gateway's choice, so others are opened
+    /// until it is that one, and then closed.
+    pub(crate) async fn connect_to_shard(address: SocketAddr, shard: usize, path: &str) -> Self {
+        // Meanwhile they stay, or a shard that has more connections already would get no further one.
+        let mut others = Vec::new();
+        for _ in 0..200 {
+            let client = Self::connect(address, path).await;
+            if client.shard() == shard {
+                return client;
+            }
+            others.push(client);
+        }
+        panic!("of 200 connections none was served by shard {shard}");
+    }
+
     /// The shard that serves it.
     pub(crate) fn shard(&self) -> usize {
         shard_of(&self.id)

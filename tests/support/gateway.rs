@@ -1,5 +1,6 @@
 //! One running gateway.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,8 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use http::Method;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use serde_json::Value;
+use tokio::task::JoinSet;
 use wsgate::broker::Broker;
 use wsgate::broker::memory::{self, Bounds, MemoryBroker};
 use wsgate::pubsub::{ChannelName, ShardId};
@@ -86,19 +88,9 @@ impl Gateway {
         Client::connect(self.listen, path).await
     }
 
-    /// A WebSocket client that the given shard serves: which one does is the gateway's choice, so
-    /// others are opened until it is that one, and then closed.
+    /// A WebSocket client that the given shard serves.
     pub(crate) async fn connect_to_shard(&self, shard: usize, path: &str) -> Client {
-        // Meanwhile they stay, or a shard that has more connections already would get no further one.
-        let mut others = Vec::new();
-        for _ in 0..200 {
-            let client = self.connect(path).await;
-            if client.shard() == shard {
-                return client;
-            }
-            others.push(client);
-        }
-        panic!("of 200 connections none was served by shard {shard}");
+        Client::connect_to_shard(self.listen, shard, path).await
     }
 
     /// A client for bytes as given, once its handshake is over.
@@ -134,6 +126,39 @@ impl Gateway {
         let mut client = RawClient::connect_with_little_room(self.listen).await;
         client.upgrade(path).await;
         client
+    }
+
+    /// As [`Gateway::open_narrow`], served by the given shard; see [`Gateway::connect_to_shard`].
+    pub(crate) async fn open_narrow_on_shard(&self, shard: usize, path: &str) -> RawClient {
+        let mut others = Vec::new();
+        for _ in 0..200 {
+            let mut client = RawClient::connect_with_little_room(self.listen).await;
+            if shard_of(&client.upgrade(path).await) == shard {
+                return client;
+            }
+            others.push(client);
+        }
+        panic!("of 200 connections none was served by shard {shard}");
+    }
+
+    /// `count` clients for bytes as given, once their handshakes are over.
+    pub(crate) async fn open_many_raw(&self, path: &str, count: usize) -> Vec<RawClient> {
+        let mut clients = Vec::with_capacity(count);
+        while clients.len() < count {
+            // As many handshakes at a time as do not fill the backlog of a listener.
+            let together = (count - clients.len()).min(32);
+            let mut opening = JoinSet::new();
+            for _ in 0..together {
+                let (listen, path) = (self.listen, path.to_owned());
+                opening.spawn(async move {
+                    let mut client = RawClient::connect(listen).await;
+                    client.upgrade(&path).await;
+                    client
+                });
+            }
+            clients.extend(opening.join_all().await);
+        }
+        clients
     }
 
     /// GET `path` from the admin port.
@@ -200,6 +225,26 @@ impl Gateway {
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.process), signal).expect("it runs");
+    }
+
+    /// The numbers of the descriptors that it has open.
+    pub(crate) fn descriptors(&self) -> BTreeSet<u64> {
+        let path = format!("/proc/{}/fd", self.process.id());
+        let numbers = fs::read_dir(path).expect("the gateway runs").filter_map(|entry| {
+            // What is closed while this looks is not open.
+            entry.ok()?.file_name().to_str()?.parse().ok()
+        });
+        numbers.collect()
+    }
+
+    /// Has it get no descriptor with a higher number than `most` - 1 from now on; those that it has
+    /// it keeps.
+    pub(crate) fn limit_open_files(&self, most: u64) {
+        let process = Some(Pid::from_child(&self.process));
+        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+        // The hard limit stays, so that this can be taken back.
+        let limit = Rlimit { current: Some(most), maximum };
+        prlimit(process, Resource::Nofile, limit).expect("a process may limit its child");
     }
 
     /// Waits for its end.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use socket2::SockRef;
+use socket2::{SockFilter, SockRef};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
@@ -19,6 +19,9 @@ pub(crate) const PONG: u8 = 0xa;
 
 /// The bit of the first byte that says that a message ends with this frame.
 pub(crate) const FIN: u8 = 0x80;
+
+/// The bit of the first byte of a message that says that it is deflated (RFC 7692 section 6).
+pub(crate) const RSV1: u8 = 0x40;
 
 const MASKED: u8 = 0x80;
 const MASKING_KEY: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
@@ -68,9 +71,14 @@ pub(crate) fn close_payload(code: u16, reason: &str) -> Vec<u8> {
 
 /// An opening handshake.
 pub(crate) fn request(path: &str) -> Vec<u8> {
+    request_with(path, "")
+}
+
+/// An opening handshake with these headers more, each of them with its line end.
+pub(crate) fn request_with(path: &str, headers: &str) -> Vec<u8> {
     let text = format!(
         "GET {path} HTTP/1.1\r\nHost: gateway\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{headers}\r\n"
     );
     text.into_bytes()
 }
@@ -79,6 +87,8 @@ pub(crate) fn request(path: &str) -> Vec<u8> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
     pub(crate) opcode: u8,
+    /// RSV1 is set.
+    pub(crate) deflated: bool,
     pub(crate) payload: Vec<u8>,
     /// With its header.
     pub(crate) bytes: usize,
@@ -102,6 +112,8 @@ pub(crate) struct RawClient {
 /// The half of it that reads.
 pub(crate) struct FrameReader {
     socket: OwnedReadHalf,
+    /// permessage-deflate was negotiated.
+    pub(crate) deflate: bool,
     /// Read and not taken apart yet, from `at` on.
     buffer: Vec<u8>,
     at: usize,
@@ -131,7 +143,7 @@ impl RawClient {
     fn new(socket: TcpStream) -> Self {
         socket.set_nodelay(true).expect("TCP has this option");
         let (socket, writer) = socket.into_split();
-        Self { writer, reader: FrameReader { socket, buffer: Vec::new(), at: 0 } }
+        Self { writer, reader: FrameReader { socket, deflate: false, buffer: Vec::new(), at: 0 } }
     }
 
     /// Sends an opening handshake and demands a 101. Returns what the gateway calls the connection.
@@ -208,6 +220,32 @@ impl RawClient {
         self.send_frame(CLOSE, &code.to_be_bytes()).await;
         (code, reason.to_owned())
     }
+
+    /// Sends these bytes, or as many of them as the gateway is there for.
+    pub(crate) async fn offer(&mut self, bytes: &[u8]) {
+        // It may let go at any byte of what it has no use for.
+        _ = within("bytes to be sent", self.writer.write_all(bytes)).await;
+    }
+
+    /// Tells the gateway that nothing more will be sent, if it is still there.
+    pub(crate) async fn shut_down_if_connected(&mut self) {
+        _ = self.writer.shutdown().await;
+    }
+
+    /// Is gone without a word, as a machine is that lost its network: from now on its kernel throws
+    /// everything away that comes for it, before TCP sees it. Nothing is acknowledged and no FIN or
+    /// reset is sent, as long as this is neither dropped nor written to.
+    pub(crate) fn vanish(&self) {
+        // BPF_RET with BPF_K: the verdict on every segment is to keep 0 bytes of it.
+        let nothing = SockFilter::new(0x06, 0, 0, 0);
+        let filtered = SockRef::from(self.writer.as_ref()).attach_filter(&[nothing]);
+        filtered.expect("anyone may filter what comes to their own socket");
+    }
+
+    /// Its own address, by which the kernel's table of sockets tells connections apart.
+    pub(crate) fn local_address(&self) -> SocketAddr {
+        self.writer.local_addr().expect("it is connected")
+    }
 }
 
 impl FrameReader {
@@ -240,6 +278,28 @@ impl FrameReader {
         self.buffer.split_off(self.at)
     }
 
+    /// Reads a single byte, which the next frame begins or goes on with. Returns whether there was one.
+    pub(crate) async fn read_byte(&mut self) -> bool {
+        let read = within("a byte of the gateway", self.socket.read_u8()).await;
+        self.buffer.extend(read.as_ref().ok());
+        read.is_ok()
+    }
+
+    /// Every frame until the gateway lets go, and no half one.
+    pub(crate) async fn read_frames(&mut self) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        loop {
+            match self.decode() {
+                Some(frame) => frames.push(frame),
+                None if self.read_more().await > 0 => {}
+                None => break,
+            }
+        }
+        let rest = &self.buffer[self.at..];
+        assert!(rest.is_empty(), "the end within a frame: {rest:02x?}");
+        frames
+    }
+
     /// Reads once, looks at nothing, and returns how many bytes came; 0 at the end.
     pub(crate) async fn discard(&mut self) -> usize {
         self.at = self.buffer.len();
@@ -251,7 +311,9 @@ impl FrameReader {
         let [first, second, ..] = *unread else {
             return None;
         };
-        assert_eq!(first & 0xf0, FIN, "the gateway sends whole messages without extensions");
+        let deflated = first & RSV1 != 0;
+        assert_eq!(first & 0xf0 & !RSV1, FIN, "the gateway sends whole messages");
+        assert!(!deflated || self.deflate, "deflated, and that was not negotiated");
         let (header_bytes, payload_bytes) = match second {
             0..126 => (2, usize::from(second)),
             126 => (4, usize::from(u16::from_be_bytes(unread.get(2..4)?.try_into().ok()?))),
@@ -261,7 +323,7 @@ impl FrameReader {
         let bytes = header_bytes + payload_bytes;
         let payload = unread.get(header_bytes..bytes)?.to_vec();
         self.at += bytes;
-        Some(Frame { opcode: first & 0xf, payload, bytes })
+        Some(Frame { opcode: first & 0xf, deflated, payload, bytes })
     }
 
     /// Reads once and returns how many bytes came; 0 at the end.

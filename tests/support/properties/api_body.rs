@@ -32,7 +32,7 @@ pub fn api_body(data: &[u8]) {
             let parameters = if body.trim_ascii().is_empty() {
                 json!({})
             } else {
-                serde_json::from_slice(body).expect("it was read before")
+                serde_json::from_slice(body.trim_ascii()).expect("it was read before")
             };
             assert_asks(&call, &parameters);
             let (method, body) = say(&call, &rules);

@@ -90,7 +90,10 @@ impl Head {
         match rule {
             HandshakeError::Method => self.method != Method::GET,
             HandshakeError::HttpVersion => self.version == Version::HTTP_10,
-            HandshakeError::Host => self.values("host").len() != 1,
+            HandshakeError::Host => match self.values("host")[..] {
+                [host] => !is_host(host),
+                _ => true,
+            },
             HandshakeError::Upgrade => !self.lists("upgrade", "websocket"),
             HandshakeError::Connection => !self.lists("connection", "upgrade"),
             HandshakeError::KeyMissing => self.values("sec-websocket-key").len() != 1,
@@ -126,6 +129,26 @@ impl Head {
         let accept = &answer.headers()["sec-websocket-accept"];
         assert_eq!(accept.len(), 28, "20 bytes in base64");
     }
+}
+
+/// `uri-host [ ":" port ]` of RFC 9112 section 3.2, with either empty, and as far as single bytes tell.
+fn is_host(value: &[u8]) -> bool {
+    let is_in_name = |byte: &u8| byte.is_ascii_graphic() && !b"\"#/:<>?@[\\]^`{|}".contains(byte);
+    let (host, rest, may_have_colons) = if let Some(address) = value.strip_prefix(b"[") {
+        let Some(end) = address.iter().position(|byte| *byte == b']') else {
+            return false;
+        };
+        (&address[..end], &address[end + 1..], true)
+    } else {
+        let end = value.iter().position(|byte| *byte == b':').unwrap_or(value.len());
+        (&value[..end], &value[end..], false)
+    };
+    host.iter().all(|byte| is_in_name(byte) || may_have_colons && *byte == b':')
+        && match rest {
+            [] => true,
+            [b':', port @ ..] => port.iter().all(u8::is_ascii_digit),
+            _ => false,
+        }
 }
 
 fn is_16_bytes_in_base64(key: &[u8]) -> bool {
