@@ -101,7 +101,7 @@ impl Sides {
         let (first, second) = payload.split_at(payload.len() / 2);
         // Stored or with codes, in one stream or two: which of them depends on the length, since to
         // try them all takes most of the time.
-        let level = if payload.len() % 2 == 0 { 6 } else { 0 };
+        let level = if payload.len().is_multiple_of(2) { 6 } else { 0 };
         let parts = if payload.len() % 4 < 2 { vec![payload] } else { vec![first, second] };
         let deflated: Vec<u8> =
             parts.iter().flat_map(|part| compress_to_vec(part, level)).collect();
