@@ -1,7 +1,7 @@
 //! The fuzz properties on the stable toolchain: the seeds under `fuzz/seeds`, and some thousand inputs
 //! that are made up the same way each time. docs/FUZZING.md tells how to look further.
 
-#[path = "support/properties.rs"]
+#[path = "support/properties/mod.rs"]
 mod properties;
 
 use std::fs;
@@ -10,23 +10,90 @@ use std::path::Path;
 const INPUTS: u64 = 3_000;
 
 #[test]
+fn seeds_of_the_api_body_hold_its_property() {
+    replay("api_body", properties::api_body);
+}
+
+#[test]
+fn seeds_of_the_assembly_hold_its_property() {
+    replay("assembly", properties::assembly);
+}
+
+#[test]
+fn seeds_of_the_channel_path_hold_its_property() {
+    replay("channel_path", properties::channel_path);
+}
+
+#[test]
 fn seeds_of_the_decoder_hold_its_property() {
     replay("decoder", properties::decoder);
 }
 
 #[test]
-fn seeds_of_the_target_hold_its_property() {
-    replay("handshake_target", properties::target);
+fn seeds_of_the_handshake_hold_its_property() {
+    replay("handshake", properties::handshake);
+}
+
+#[test]
+fn seeds_of_the_hub_hold_its_property() {
+    replay("hub", properties::hub);
+}
+
+#[test]
+fn seeds_of_the_outbound_queue_hold_its_property() {
+    replay("outbound_queue", properties::outbound_queue);
+}
+
+#[test]
+fn seeds_of_the_deflate_hold_its_property() {
+    replay("deflate", properties::deflate);
+}
+
+#[test]
+fn seeds_of_the_extensions_hold_its_property() {
+    replay("extensions", properties::extensions);
+}
+
+#[test]
+fn seeds_of_the_inflate_hold_its_property() {
+    replay("inflate", properties::inflate);
+}
+
+#[test]
+fn every_target_has_seeds_that_are_replayed_here() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let this = fs::read_to_string(root.join("tests/fuzz_corpus.rs")).unwrap();
+    for entry in fs::read_dir(root.join("fuzz/fuzz_targets")).unwrap() {
+        let path = entry.unwrap().path();
+        let target = path.file_stem().unwrap().to_str().unwrap();
+        let call = format!("replay(\"{target}\", properties::{target});");
+        assert!(this.contains(&call), "no test replays the seeds of {target}");
+    }
+}
+
+#[test]
+fn random_operations_hold_the_property_of_the_outbound_queue() {
+    random_bytes(300, properties::outbound_queue);
+}
+
+#[test]
+fn random_operations_hold_the_property_of_the_hub() {
+    random_bytes(100, properties::hub);
+}
+
+#[test]
+fn random_messages_hold_the_property_of_the_deflate() {
+    random_bytes(30, properties::deflate);
+}
+
+#[test]
+fn random_frames_hold_the_property_of_the_assembly() {
+    random_bytes(100, properties::assembly);
 }
 
 #[test]
 fn random_bytes_hold_the_property_of_the_decoder() {
-    for seed in 0..INPUTS {
-        let mut random = Random(seed);
-        let length = random.below(300);
-        let data: Vec<u8> = (0..length).map(|_| random.byte()).collect();
-        named(seed, || properties::decoder(&data));
-    }
+    random_bytes(300, properties::decoder);
 }
 
 #[test]
@@ -50,7 +117,7 @@ fn sequences_of_frames_hold_the_property_of_the_decoder_sound_and_damaged() {
 }
 
 #[test]
-fn random_urls_hold_the_property_of_the_target() {
+fn random_urls_hold_the_property_of_the_channel_path() {
     const PARTS: [&str; 14] = [
         "/echo",
         "/channels/",
@@ -72,7 +139,7 @@ fn random_urls_hold_the_property_of_the_target() {
         let start = PARTS[random.below(2)];
         let rest = (0..random.below(10)).map(|_| PARTS[random.below(PARTS.len())]);
         let url: String = std::iter::once(start).chain(rest).collect();
-        named(seed, || properties::target(url.as_bytes()));
+        named(seed, || properties::channel_path(url.as_bytes()));
     }
 }
 
@@ -86,6 +153,16 @@ fn replay(target: &str, property: fn(&[u8])) {
         replayed += 1;
     }
     assert!(replayed > 0, "{} has no seeds", folder.display());
+}
+
+/// Runs `property` on inputs of fewer than `most_bytes` random bytes.
+fn random_bytes(most_bytes: usize, property: fn(&[u8])) {
+    for seed in 0..INPUTS {
+        let mut random = Random(seed);
+        let length = random.below(most_bytes);
+        let data: Vec<u8> = (0..length).map(|_| random.byte()).collect();
+        named(seed, || property(&data));
+    }
 }
 
 /// Runs `check`, and says which input it was when that panics.

@@ -1,9 +1,5 @@
-//! Any bytes in any pieces: the same events and the same error, no panic, no memory beyond what
-//! arrived.
+//! Any bytes in any pieces: the same events and the same violation, and those of tungstenite.
 
 #![no_main]
 
-#[path = "../../tests/support/properties.rs"]
-mod properties;
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| properties::decoder(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| wsgate_fuzz::properties::decoder(data));

@@ -13,6 +13,7 @@ use subtle::ConstantTimeEq;
 use crate::api::error::ApiError;
 use crate::api::gateway::{ApiAccess, Gateway};
 use crate::api::methods;
+use crate::api::request::{Call, Rules};
 
 /// Time for a request's body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -88,17 +89,8 @@ where
         }
         Ok(Err(_)) | Err(_) => return Err(ApiError::BodyIncomplete),
     };
-    let parameters = match body.trim_ascii() {
-        // A method without parameters needs no body.
-        b"" => Value::Object(serde_json::Map::new()),
-        body => {
-            serde_json::from_slice(body).map_err(|error| ApiError::NotJson(error.to_string()))?
-        }
-    };
-    let Value::Object(parameters) = parameters else {
-        return Err(ApiError::NotJson("it is another JSON value".to_owned()));
-    };
-    methods::call(gateway, method, &parameters).await
+    let rules = Rules { gateway: gateway.id, max_message_bytes: gateway.max_message_bytes };
+    methods::carry_out(gateway, Call::parse(method, &body, &rules)?).await
 }
 
 fn authorize(access: &ApiAccess, headers: &HeaderMap) -> Result<(), ApiError> {

@@ -3,10 +3,12 @@
 //!
 //! - [`http`]: paths, methods, keys, bodies and statuses.
 //! - [`gateway`]: what the answers are made from.
-//! - [`methods`]: the API's methods.
+//! - [`request`]: what a method and a body ask for, without a gateway.
+//! - [`methods`]: the API's methods, carried out.
 //! - [`error`]: what can be wrong with a call, and how that is said.
 
 pub mod error;
 pub mod gateway;
 pub mod http;
 pub mod methods;
+pub mod request;
