@@ -57,7 +57,7 @@ async fn each_mode_answers_an_offer_as_it_says() {
     assert_eq!(agreed(&dedicated, &[OFFER]).await, "permessage-deflate; client_max_window_bits=12");
     assert_eq!(
         agreed(&dedicated, &[narrow]).await,
-        "permessage-deflate; server_max_window_bits=10"
+        "permessage-deflate; client_no_context_takeover; server_max_window_bits=10"
     );
 }
 
@@ -198,7 +198,7 @@ async fn message_that_inflates_beyond_the_limit_is_closed_with_1009_and_takes_no
         encode_with(FIN | RSV1 | BINARY, &bomb),
         [encode_with(RSV1 | BINARY, &bomb), encode(CONTINUATION, b"")].concat(),
         encode_with(FIN | RSV1 | BINARY, &self::bomb(65_537)),
-        // Nothing at all, and that without end: 64 KiB of empty blocks and more.
+        // More than a message of the limit can be on the wire: refused before it arrives.
         encode_header(FIN | RSV1 | BINARY, 75_000),
     ] {
         let (code, reason) = closed_for(&gateway, OFFER, &frames).await;
@@ -300,6 +300,79 @@ async fn publication_is_deflated_once_whatever_the_audience() {
 }
 
 #[tokio::test]
+async fn publication_is_deflated_once_for_clients_with_smaller_windows_where_it_fits_into_them() {
+    let offers = [
+        "permessage-deflate",
+        "permessage-deflate; server_max_window_bits=10",
+        "permessage-deflate; server_max_window_bits=12; client_max_window_bits=12",
+        "permessage-deflate; server_no_context_takeover; client_max_window_bits",
+    ];
+    for (mode, offers) in [("shared", &offers[..]), ("dedicated", &offers[3..])] {
+        let gateway = two_shards(&["--compression", mode]).await;
+        let mut clients = Vec::new();
+        for number in 0..20 {
+            let offer = offers[number % offers.len()];
+            clients.push(DeflateClient::connect(gateway.listen, "/channels/news", offer).await);
+        }
+        let text = document(1);
+        gateway.call("publish", json!({ "channel": "news", "data": text })).await;
+        for client in &mut clients {
+            assert_eq!(client.read_message(TEXT).await, (text.clone().into_bytes(), true));
+        }
+        let deflated = gateway.metrics().await.sum("wsgate_deflate_input_bytes_total", &[]);
+        assert_eq!(deflated, 4.0 + text.len() as f64, "{mode}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_api_sends_over_a_full_queue_breaks_no_echo_that_refers_to_another() {
+    let gateway = two_shards(&[
+        "--compression",
+        "dedicated",
+        "--slow-consumer",
+        "drop-oldest",
+        "--outbound-queue-bytes",
+        "70KiB",
+    ])
+    .await;
+    let raw = RawClient::connect_with_little_room(gateway.listen).await;
+    let mut slow = DeflateClient::open(raw, "/echo?hello=true", OFFER).await;
+    let hello = slow.read_message(TEXT).await.0;
+    let hello: serde_json::Value = serde_json::from_slice(&hello).expect("JSON");
+    // It sends until echoes wait, and reads none.
+    let waiting = async || gateway.metrics().await.sum("wsgate_outbound_queue_bytes", &[]);
+    let mut sent = 0;
+    while waiting().await < 20_000.0 {
+        for _ in 0..20 {
+            slow.send_deflated(TEXT, incompressible(sent / 2).as_bytes()).await;
+            sent += 1;
+        }
+    }
+    for _ in 0..3 {
+        let large: String = (0..30).map(|number| incompressible(1_000 + number)).collect();
+        let call = json!({ "connection": hello["connection"], "data": format!("api {large}") });
+        gateway.call("send", call).await;
+    }
+    assert!(dropped(&gateway).await > 0.0, "this test needs a queue that is full");
+    slow.send_deflated(TEXT, b"the last").await;
+    let mut echoed = 0;
+    loop {
+        let frame = slow.read_frame().await;
+        let text = String::from_utf8(slow.inflate(&frame)).expect("text");
+        match text.split(' ').next() {
+            Some("the") => break,
+            Some("api") => {}
+            Some(number) => {
+                assert_eq!(text, incompressible(number.parse().expect("a number")));
+                echoed += 1;
+            }
+            None => unreachable!("a split has a first part"),
+        }
+    }
+    assert!(echoed < sent, "{echoed} of {sent} echoed");
+}
+
+#[tokio::test]
 async fn takeover_makes_a_message_that_was_said_before_nearly_vanish() {
     let gateway = two_shards(&["--compression", "dedicated"]).await;
     for path in ["/echo", "/channels/news"] {
@@ -318,24 +391,24 @@ async fn takeover_makes_a_message_that_was_said_before_nearly_vanish() {
 
 #[tokio::test]
 async fn windows_take_memory_up_to_the_bound_and_those_beyond_share() {
-    // A client that does not offer a window of its own keeps us 32 KiB of what it said.
     let gateway = two_shards(&[
         "--compression",
         "dedicated",
         "--compression-window",
         "4KiB",
         "--compression-memory",
-        "48KiB",
+        "12KiB",
     ])
     .await;
     let connect = async |offer| DeflateClient::connect(gateway.listen, "/echo", offer).await;
     let memory = "wsgate_compression_memory_bytes";
-    let large = connect("permessage-deflate").await;
-    assert_eq!(large.agreed, "permessage-deflate");
-    gateway.until_metric(memory, &[], 36.0 * 1024.0).await;
-    let small = connect(OFFER).await;
-    assert_eq!(small.agreed, "permessage-deflate; client_max_window_bits=12");
-    gateway.until_metric(memory, &[], 44.0 * 1024.0).await;
+    // One that does not let us choose its window is not remembered, for that would take 32 KiB.
+    let one_window = connect("permessage-deflate").await;
+    assert_eq!(one_window.agreed, "permessage-deflate; client_no_context_takeover");
+    gateway.until_metric(memory, &[], 4.0 * 1024.0).await;
+    let two_windows = connect(OFFER).await;
+    assert_eq!(two_windows.agreed, "permessage-deflate; client_max_window_bits=12");
+    gateway.until_metric(memory, &[], 12.0 * 1024.0).await;
 
     let mut fallen_back = connect(OFFER).await;
     assert_eq!(fallen_back.agreed, SHARED);
@@ -346,10 +419,10 @@ async fn windows_take_memory_up_to_the_bound_and_those_beyond_share() {
     assert_eq!(connect(needless).await.agreed, SHARED);
     gateway.until_metric("wsgate_compression_fallbacks_total", &[], 1.0).await;
 
-    drop(large);
-    gateway.until_metric(memory, &[], 8.0 * 1024.0).await;
-    assert_eq!(connect("permessage-deflate").await.agreed, "permessage-deflate");
-    drop(small);
+    drop(two_windows);
+    gateway.until_metric(memory, &[], 4.0 * 1024.0).await;
+    assert!(connect(OFFER).await.has("client_max_window_bits=12"));
+    drop(one_window);
 }
 
 #[tokio::test]

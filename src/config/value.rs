@@ -86,7 +86,10 @@ pub enum ValueError {
     Kind { wanted: &'static str, found: &'static str },
     #[error("not a size. Write bytes, or a number with a unit: 65536, 64KiB, 1MiB")]
     Size,
-    #[error("not a window. Write 512B, 1KiB, 2KiB, 4KiB, 8KiB, 16KiB or 32KiB")]
+    #[error(
+        "not a window. Write 512B, 1KiB, 2KiB, 4KiB, 8KiB, 16KiB or 32KiB, or 9 to 15 for \
+             two to the power of that"
+    )]
     Window,
     #[error("not a whole number. Write digits alone")]
     Count,

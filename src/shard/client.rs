@@ -20,7 +20,7 @@ use crate::hub::{ChannelKey, SubscriptionKey};
 use crate::protocol::raw::Ask;
 use crate::pubsub::{Batch, ConnectionId, Count, ShardId};
 use crate::shard::Shard;
-use crate::shard::compression::{Deflate, Takeover};
+use crate::shard::compression::{Coding, Takeover};
 use crate::telemetry::counters::{BINARY, SlowConsumer, TEXT};
 use crate::wire::close::CloseCode;
 use crate::wire::frame;
@@ -48,7 +48,7 @@ pub(crate) struct Client {
     /// The channel that it publishes to, and is subscribed to like to those of `subscriptions`.
     pub(crate) channel: Option<Channel>,
     /// How its messages are deflated. Those that are alike share one.
-    pub(crate) deflate: Rc<Deflate>,
+    pub(crate) coding: Rc<Coding>,
     /// Given back when the connection ends.
     pub(crate) subscriptions: Cell<Subscriptions>,
     pub(crate) socket: RefCell<TcpStream>,
@@ -104,7 +104,7 @@ impl Client {
         ask: Ask,
         channel: Option<Channel>,
         subscriptions: Subscriptions,
-        deflate: Rc<Deflate>,
+        coding: Rc<Coding>,
         socket: TcpStream,
         now: Instant,
     ) -> Self {
@@ -112,7 +112,7 @@ impl Client {
             id,
             ask,
             channel,
-            deflate,
+            coding,
             subscriptions: Cell::new(subscriptions),
             socket: RefCell::new(socket),
             connection: RefCell::new(Connection::new(now)),
@@ -177,18 +177,35 @@ impl Client {
         shard.counters.outbound_queue_bytes.moved(before, connection.outbound.bytes());
     }
 
-    /// Sends one whole plain frame that lies in a buffer which will be used again, deflated as this
-    /// connection has agreed.
-    pub(crate) fn send_deflated(&self, connection: &mut Connection, frame: &[u8], shard: &Shard) {
-        shard.with_deflated(frame, &self.deflate, |frame| {
-            self.send_borrowed(connection, frame, shard);
-        });
+    /// Sends one whole plain frame, deflated, to a connection whose messages refer to earlier ones.
+    pub(crate) fn send_referring(&self, connection: &mut Connection, frame: &[u8], shard: &Shard) {
+        let Coding::Takeover(takeover) = &*self.coding else {
+            return self.send_borrowed(connection, frame, shard);
+        };
+        // As in `deliver_referring`: what waits can be dropped, for what the API sends.
+        let mut written = Some(0);
+        if connection.outbound.is_empty() {
+            shard.with_deflated(frame, &self.coding, |frame| {
+                written = self.write_first(connection, frame, shard);
+                if let Some(bytes @ 1..) = written
+                    && bytes < frame.len()
+                {
+                    self.queue(connection, &Bytes::copy_from_slice(frame), bytes, shard);
+                }
+            });
+        }
+        if written == Some(0) {
+            takeover.forget_ours();
+            shard.with_deflated(frame, &Coding::Alone(takeover.window()), |frame| {
+                self.queue(connection, &Bytes::copy_from_slice(frame), 0, shard);
+            });
+        }
     }
 
     /// Whether a message of this length is deflated for this connection.
     #[inline]
     pub(crate) fn deflates(&self, payload_bytes: usize, shard: &Shard) -> bool {
-        self.deflate.is_on() && shard.codec.is_worth(payload_bytes)
+        self.coding.is_on() && shard.codec.is_worth(payload_bytes)
     }
 
     /// Sends whole frames that lie in a buffer which will be used again.
@@ -328,13 +345,17 @@ impl Client {
         tally: &Tally,
         shard: &Shard,
     ) {
-        match &*self.deflate {
-            Deflate::Off => self.deliver_as_they_are(batches, slices, tally, shard),
-            Deflate::Alone(window) => {
+        match &*self.coding {
+            Coding::Off => self.deliver_as_they_are(batches, slices, tally, shard),
+            Coding::Alone(window) => {
                 let batches = batches.map(|batch| shard.deflated(batch, *window));
                 self.deliver_as_they_are(batches, slices, tally, shard);
             }
-            Deflate::Takeover(takeover) => self.deliver_referring(batches, takeover, tally, shard),
+            Coding::Takeover(takeover) if !self.coding.refers() => {
+                let batches = batches.map(|batch| shard.deflated(batch, takeover.window()));
+                self.deliver_as_they_are(batches, slices, tally, shard);
+            }
+            Coding::Takeover(takeover) => self.deliver_referring(batches, takeover, tally, shard),
         }
     }
 
@@ -397,7 +418,7 @@ impl Client {
             count += others;
             for segment in &segments {
                 frame::for_each(segment, |frame| {
-                    shard.with_deflated(frame, &self.deflate, |frame| {
+                    shard.with_deflated(frame, &self.coding, |frame| {
                         frames.extend_from_slice(frame);
                     });
                 });

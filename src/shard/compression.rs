@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -13,7 +14,9 @@ use bytes::Bytes;
 use crate::hub::Group;
 use crate::pubsub::{Batch, FORMS};
 use crate::shard::Shard;
+use crate::shard::driver::report_panic;
 use crate::shard::settings::{Compression, CompressionMode};
+use crate::telemetry::counters::{DEDICATED, SHARED};
 use crate::wire::deflate::{Deflater, Inflater, Window};
 use crate::wire::extensions::{Agreement, Readiness, WindowBits};
 use crate::wire::frame::{self, MAX_HEADER_BYTES, MessageKind};
@@ -25,9 +28,15 @@ const MAX_KEPT_BYTES: usize = 256 * 1024;
 /// From this size on an inflated message keeps its buffer instead of being copied out of it.
 const OWNED_MESSAGE_BYTES: usize = 16 * 1024;
 
+/// What a final block inside a message costs, as bytes that are inflated.
+const FINAL_BLOCK_BYTES: usize = 2 * 1024;
+
+/// What any message costs beside its bytes.
+const MESSAGE_BYTES: usize = 512;
+
 /// How messages of one connection are deflated.
 #[derive(Debug)]
-pub(crate) enum Deflate {
+pub(crate) enum Coding {
     /// They are not: the client did not offer it, or the operator does not want it.
     Off,
     /// Each stands alone, and ours refer no further back than this.
@@ -68,11 +77,16 @@ impl Drop for Reserved {
     }
 }
 
-impl Deflate {
+impl Coding {
     /// The client's messages may be deflated.
     #[inline]
     pub(crate) fn is_on(&self) -> bool {
         !matches!(self, Self::Off)
+    }
+
+    /// Our messages refer to earlier ones.
+    pub(crate) fn refers(&self) -> bool {
+        matches!(self, Self::Takeover(takeover) if takeover.ours.is_some())
     }
 
     /// Whom a connection like this is written to alike with. `hears_one`: it hears one channel alone.
@@ -86,12 +100,12 @@ impl Deflate {
         }
     }
 
-    /// Which counter of connections it belongs to.
+    /// Which of the counters of connections it belongs to.
     pub(crate) fn mode(&self) -> Option<usize> {
         match self {
             Self::Off => None,
-            Self::Alone(_) => Some(0),
-            Self::Takeover(_) => Some(1),
+            Self::Alone(_) => Some(SHARED),
+            Self::Takeover(_) => Some(DEDICATED),
         }
     }
 }
@@ -130,9 +144,9 @@ pub(crate) struct Codec {
     inflated: RefCell<Vec<u8>>,
     /// Room for what is deflated for one connection.
     deflated: RefCell<Vec<u8>>,
-    off: Rc<Deflate>,
+    off: Rc<Coding>,
     /// By window.
-    alone: [Rc<Deflate>; FORMS],
+    alone: [Rc<Coding>; FORMS],
 }
 
 impl Codec {
@@ -143,25 +157,25 @@ impl Codec {
             inflater: RefCell::default(),
             inflated: RefCell::default(),
             deflated: RefCell::default(),
-            off: Rc::new(Deflate::Off),
+            off: Rc::new(Coding::Off),
             alone: std::array::from_fn(|form| {
                 let window = WindowBits::new(WindowBits::MIN.bits() + form as u8);
-                Rc::new(Deflate::Alone(window.expect("a form for each window")))
+                Rc::new(Coding::Alone(window.expect("a form for each window")))
             }),
         }
     }
 
     /// What is agreed, as a connection has it. `memory` is there where the agreement needs some.
-    pub(crate) fn deflate(
+    pub(crate) fn coding(
         &self,
         agreement: Option<Agreement>,
         memory: Option<Reserved>,
-    ) -> Rc<Deflate> {
+    ) -> Rc<Coding> {
         match (agreement, memory) {
             (None, _) => Rc::clone(&self.off),
             (Some(agreement), None) => Rc::clone(&self.alone[form(agreement.server_window)]),
             (Some(agreement), Some(memory)) => {
-                Rc::new(Deflate::Takeover(Takeover::new(agreement, memory)))
+                Rc::new(Coding::Takeover(Takeover::new(agreement, memory)))
             }
         }
     }
@@ -182,6 +196,8 @@ fn form(window: WindowBits) -> usize {
 pub(crate) struct Inflated {
     buffer: Vec<u8>,
     start: usize,
+    /// What it took to inflate it, as bytes that are inflated.
+    pub(crate) effort_bytes: usize,
 }
 
 impl Deref for Inflated {
@@ -235,16 +251,26 @@ impl Shard {
         }
     }
 
-    /// The publications of `batch` for those who get deflated messages that stand alone.
+    /// The publications of `batch` for those who get deflated messages that stand alone. A bug in the
+    /// deflater leaves them as they are, which everybody may get.
     pub(crate) fn deflated<'a>(&self, batch: &'a Batch, window: WindowBits) -> &'a Batch {
         if !self.codec.is_worth(batch.largest_frame_bytes()) {
             return batch;
         }
-        batch.form(form(window), &mut |batch| {
-            batch.encoded_again(frame::first_frame_bytes, |frame, output| {
-                self.codec.is_worth(frame::open(frame).1.len())
-                    && self.append_deflated(output, frame, window, &[])
+        // What is no longer than the window cannot refer beyond it.
+        let fits = batch.largest_frame_bytes() <= window.bytes();
+        let window = if fits { WindowBits::MAX } else { window };
+        let made = catch_unwind(AssertUnwindSafe(|| {
+            batch.form(form(window), &mut |batch| {
+                batch.encoded_again(frame::first_frame_bytes, |frame, output| {
+                    self.codec.is_worth(frame::open(frame).1.len())
+                        && self.append_deflated(output, frame, window, &[])
+                })
             })
+        }));
+        made.unwrap_or_else(|panic| {
+            report_panic("none: deflating a publication", &*panic, self);
+            batch
         })
     }
 
@@ -282,15 +308,15 @@ impl Shard {
 
     /// Hands `frame`, a whole plain server frame, to `send` as it goes next to a connection that
     /// deflates like this.
-    pub(crate) fn with_deflated(&self, frame: &[u8], deflate: &Deflate, send: impl FnOnce(&[u8])) {
+    pub(crate) fn with_deflated(&self, frame: &[u8], coding: &Coding, send: impl FnOnce(&[u8])) {
         let is_worth = self.codec.is_worth(frame::open(frame).1.len());
         let mut output = self.codec.deflated.take();
         output.clear();
         let is_deflated = is_worth
-            && match deflate {
-                Deflate::Off => false,
-                Deflate::Alone(window) => self.append_deflated(&mut output, frame, *window, &[]),
-                Deflate::Takeover(takeover) => self.append_referring(&mut output, frame, takeover),
+            && match coding {
+                Coding::Off => false,
+                Coding::Alone(window) => self.append_deflated(&mut output, frame, *window, &[]),
+                Coding::Takeover(takeover) => self.append_referring(&mut output, frame, takeover),
             };
         send(if is_deflated { &output } else { frame });
         output.shrink_to(MAX_KEPT_BYTES);
@@ -302,19 +328,20 @@ impl Shard {
         &self,
         kind: MessageKind,
         payload: &[u8],
-        deflate: &Deflate,
+        coding: &Coding,
     ) -> Result<Inflated, ProtocolError> {
         let mut buffer = self.codec.inflated.take();
         buffer.clear();
         buffer.resize(MAX_HEADER_BYTES, 0);
-        let theirs = match deflate {
-            Deflate::Takeover(takeover) => takeover.theirs.as_ref(),
-            Deflate::Off | Deflate::Alone(_) => None,
+        let theirs = match coding {
+            Coding::Takeover(takeover) => takeover.theirs.as_ref(),
+            Coding::Off | Coding::Alone(_) => None,
         };
         let mut theirs = theirs.map(RefCell::borrow_mut);
         let dictionary = theirs.as_ref().map_or(&[][..], |theirs| theirs.bytes());
         let mut inflater = self.codec.inflater.borrow_mut();
-        inflater.inflate(payload, dictionary, self.max_message_bytes, &mut buffer)?;
+        let final_blocks =
+            inflater.inflate(payload, dictionary, self.max_message_bytes, &mut buffer)?;
         let (head, message) = buffer.split_at_mut(MAX_HEADER_BYTES);
         self.counters.inflate_input_bytes.add(payload.len() as u64);
         self.counters.inflate_output_bytes.add(message.len() as u64);
@@ -324,8 +351,9 @@ impl Shard {
         if let Some(theirs) = &mut theirs {
             theirs.push(message);
         }
+        let effort_bytes = message.len() + FINAL_BLOCK_BYTES * final_blocks + MESSAGE_BYTES;
         let start = frame::write_header_before(head, kind.opcode(), message.len());
-        Ok(Inflated { buffer, start })
+        Ok(Inflated { buffer, start, effort_bytes })
     }
 
     /// Takes the room of a message that is done with, for the next one.

@@ -19,6 +19,7 @@ use crate::broker::Broker;
 use crate::connection::{Connection, Input};
 use crate::protocol::raw::Ask;
 use crate::shard::client::Client;
+use crate::shard::compression::Inflated;
 use crate::shard::turn::Frame;
 use crate::shard::{READ_BUFFER_BYTES, Shard};
 use crate::telemetry::counters::{BINARY, TEXT};
@@ -26,6 +27,17 @@ use crate::wire::close::CloseCode;
 use crate::wire::decoder::{DeflatedPayload, Event, MAX_KEPT_BYTES, Rules, ServerFrame};
 use crate::wire::frame::MessageKind;
 use crate::wire::header::ProtocolError;
+
+/// Most bytes of one read of a connection whose messages may be deflated. What of it is not acted on at
+/// once is kept.
+const MAX_DEFLATED_READ_BYTES: usize = 64 * 1024;
+
+/// Once a read has taken so much inflating, in bytes that are made, the rest of it waits for the others'
+/// turn: a client gets no more of a shard's time, and of its memory, by deflating than without.
+const MAX_INFLATED_BYTES: usize = READ_BUFFER_BYTES;
+
+/// Answers that are not in the read buffer are sent once they are so many bytes.
+const MAX_GATHERED_BYTES: usize = 64 * 1024;
 
 /// Drives one connection to its end.
 pub(crate) struct Driver {
@@ -179,7 +191,16 @@ fn poll_read(
             }
         },
     };
+    let max_bytes =
+        if client.coding.is_on() { max_bytes.min(MAX_DEFLATED_READ_BYTES) } else { max_bytes };
     let buffer = &mut *shard.read_buffer.borrow_mut();
+    if connection.decoder.has_unread() {
+        process(client, connection, shard, buffer, 0, shard.now());
+        if !connection.is_open() {
+            shard.arm(client, connection);
+        }
+        return Read::Filled;
+    }
     let mut read_buf = ReadBuf::new(&mut buffer[MAX_KEPT_BYTES..MAX_KEPT_BYTES + max_bytes]);
     match Pin::new(&mut *client.socket.borrow_mut()).poll_read(cx, &mut read_buf) {
         Poll::Pending => return Read::Pending,
@@ -199,11 +220,12 @@ fn poll_read(
             shard.arm(client, connection);
         }
     }
-    if read_bytes == max_bytes { Read::Filled } else { Read::Some }
+    let has_more = read_bytes == max_bytes || connection.decoder.has_unread();
+    if has_more { Read::Filled } else { Read::Some }
 }
 
 /// Acts on `read_bytes` bytes in `buffer`, which start behind the room for the bytes that the decoder
-/// kept.
+/// kept; on what it kept unread, if there is that, and then nothing was read.
 pub(crate) fn process(
     client: &Client,
     connection: &mut Connection,
@@ -212,19 +234,21 @@ pub(crate) fn process(
     read_bytes: usize,
     now: Instant,
 ) {
-    let end = MAX_KEPT_BYTES + read_bytes;
-    let mut at = MAX_KEPT_BYTES - connection.decoder.kept_bytes();
-    connection.decoder.restore(&mut buffer[at..MAX_KEPT_BYTES]);
-    // Frames to be sent back that lie one behind the other in the part of the buffer that is done
-    // with, so that those of one read leave in one write.
-    let mut answer = 0..0;
+    let kept_bytes = connection.decoder.kept_bytes();
+    let (mut at, end) = match connection.decoder.has_unread() {
+        true => (0, kept_bytes),
+        false => (MAX_KEPT_BYTES - kept_bytes, MAX_KEPT_BYTES + read_bytes),
+    };
+    connection.decoder.restore(&mut buffer[at..at + kept_bytes]);
+    let mut inflated_bytes = 0;
+    let mut answer = Answer::default();
     let rules =
-        Rules { max_message_bytes: shard.max_message_bytes, deflate: client.deflate.is_on() };
+        Rules { max_message_bytes: shard.max_message_bytes, deflate: client.coding.is_on() };
     loop {
         let decoded = match connection.decoder.decode(&mut buffer[at..end], rules) {
             Ok(decoded) => decoded,
             Err(violation) => {
-                send_answer(client, connection, shard, buffer, answer);
+                answer.send(client, connection, shard, buffer);
                 return handle_violation(client, connection, shard, violation, now);
             }
         };
@@ -243,22 +267,22 @@ pub(crate) fn process(
                 match (client.ask, frame) {
                     (Ask::Echo, frame) if client.deflates(payload_bytes, shard) => {
                         count_echoed(shard, kind);
-                        send_answer(client, connection, shard, buffer, std::mem::take(&mut answer));
+                        answer.begin_gathering(buffer);
                         let frame = match &frame {
                             ServerFrame::InPlace(range) => {
                                 &buffer[start + range.start..start + range.end]
                             }
                             ServerFrame::Gathered(frame) => frame,
                         };
-                        client.send_deflated(connection, frame, shard);
+                        answer.deflate(client, connection, shard, frame);
                     }
                     (Ask::Echo, ServerFrame::InPlace(range)) => {
                         count_echoed(shard, kind);
-                        append(&mut answer, buffer, start + range.start..start + range.end);
+                        answer.append(buffer, start + range.start..start + range.end);
                     }
                     (Ask::Echo, ServerFrame::Gathered(frame)) => {
                         count_echoed(shard, kind);
-                        send_answer(client, connection, shard, buffer, std::mem::take(&mut answer));
+                        answer.send(client, connection, shard, buffer);
                         client.send(connection, &frame, shard);
                     }
                     (Ask::Publish { own }, ServerFrame::InPlace(range)) => {
@@ -271,23 +295,39 @@ pub(crate) fn process(
                 }
             }
             Some(Event::DeflatedMessage { kind, payload }) => {
-                // What came before it is answered before it.
-                send_answer(client, connection, shard, buffer, std::mem::take(&mut answer));
                 let payload = match &payload {
                     DeflatedPayload::InPlace(range) => {
                         &buffer[start + range.start..start + range.end]
                     }
                     DeflatedPayload::Gathered(payload) => payload,
                 };
-                if let Err(violation) = take_deflated(client, connection, shard, kind, payload, now)
-                {
-                    return handle_violation(client, connection, shard, violation, now);
+                let inflated = match shard.inflate(kind, payload, &client.coding) {
+                    Ok(inflated) => inflated,
+                    Err(violation) => {
+                        answer.send(client, connection, shard, buffer);
+                        return handle_violation(client, connection, shard, violation, now);
+                    }
+                };
+                inflated_bytes += inflated.effort_bytes;
+                count_received(shard, kind);
+                match client.ask {
+                    Ask::Echo => {
+                        count_echoed(shard, kind);
+                        answer.begin_gathering(buffer);
+                        answer.deflate(client, connection, shard, &inflated);
+                        shard.recycle(inflated);
+                    }
+                    Ask::Publish { own } => publish_inflated(client, shard, own, inflated, now),
+                }
+                if inflated_bytes >= MAX_INFLATED_BYTES {
+                    answer.send(client, connection, shard, buffer);
+                    return connection.decoder.keep_unread(&buffer[at..end]);
                 }
             }
             Some(Event::Ping { pong }) => {
                 let pong = start + pong.start..start + pong.end;
                 if connection.outbound.is_empty() {
-                    append(&mut answer, buffer, pong);
+                    answer.append(buffer, pong);
                 } else {
                     // It goes before the data that waits, and must not wait for it.
                     let pong = bytes::Bytes::copy_from_slice(&buffer[pong]);
@@ -295,40 +335,22 @@ pub(crate) fn process(
                 }
             }
             Some(Event::Close(code)) => {
-                send_answer(client, connection, shard, buffer, answer);
+                answer.send(client, connection, shard, buffer);
                 connection.handle_close(now, code, &shard.timing);
                 return;
             }
         }
     }
-    send_answer(client, connection, shard, buffer, answer);
+    answer.send(client, connection, shard, buffer);
     connection.decoder.keep(&buffer[at..end]);
 }
 
-/// Acts on a message whose payload is deflated.
-fn take_deflated(
-    client: &Client,
-    connection: &mut Connection,
-    shard: &Shard,
-    kind: MessageKind,
-    payload: &[u8],
-    now: Instant,
-) -> Result<(), ProtocolError> {
-    let frame = shard.inflate(kind, payload, &client.deflate)?;
-    count_received(shard, kind);
-    match client.ask {
-        Ask::Echo => {
-            count_echoed(shard, kind);
-            client.send_deflated(connection, &frame, shard);
-        }
-        Ask::Publish { own } if frame.is_large() => {
-            shard.publish(client, own, Frame::Owned(frame.into_bytes()), now);
-            return Ok(());
-        }
-        Ask::Publish { own } => shard.publish(client, own, Frame::Borrowed(&frame), now),
+fn publish_inflated(client: &Client, shard: &Shard, own: bool, inflated: Inflated, now: Instant) {
+    if inflated.is_large() {
+        return shard.publish(client, own, Frame::Owned(inflated.into_bytes()), now);
     }
-    shard.recycle(frame);
-    Ok(())
+    shard.publish(client, own, Frame::Borrowed(&inflated), now);
+    shard.recycle(inflated);
 }
 
 /// Fails the connection for a rule that the peer broke.
@@ -347,28 +369,65 @@ fn handle_violation(
     connection.handle_violation(now, violation, &shard.timing);
 }
 
-/// Moves the frame in `range` right behind those in `answer`.
-#[inline]
-fn append(answer: &mut Range<usize>, buffer: &mut [u8], range: Range<usize>) {
-    if answer.start == answer.end {
-        *answer = range;
-    } else {
-        let moved = answer.end..answer.end + range.len();
-        buffer.copy_within(range, moved.start);
-        answer.end = moved.end;
-    }
+/// Frames to be sent back, so that those of one read leave in one write.
+#[derive(Default)]
+struct Answer {
+    /// Where they lie one behind the other, in the part of the buffer that is done with.
+    in_place: Range<usize>,
+    /// Once one of them is not in the buffer they are all here.
+    gathered: Vec<u8>,
 }
 
-#[inline]
-fn send_answer(
-    client: &Client,
-    connection: &mut Connection,
-    shard: &Shard,
-    buffer: &[u8],
-    answer: Range<usize>,
-) {
-    if answer.start < answer.end {
-        client.send_borrowed(connection, &buffer[answer], shard);
+impl Answer {
+    /// Adds the frame that lies in `range` of `buffer`.
+    #[inline]
+    fn append(&mut self, buffer: &mut [u8], range: Range<usize>) {
+        if !self.gathered.is_empty() {
+            self.gathered.extend_from_slice(&buffer[range]);
+        } else if self.in_place.is_empty() {
+            self.in_place = range;
+        } else {
+            // Right behind the others.
+            let moved = self.in_place.end..self.in_place.end + range.len();
+            buffer.copy_within(range, moved.start);
+            self.in_place.end = moved.end;
+        }
+    }
+
+    /// The next frame is not in `buffer`.
+    fn begin_gathering(&mut self, buffer: &[u8]) {
+        self.gathered.extend_from_slice(&buffer[std::mem::take(&mut self.in_place)]);
+    }
+
+    /// Adds a plain frame as `client` gets it, after [`Answer::begin_gathering`].
+    fn deflate(
+        &mut self,
+        client: &Client,
+        connection: &mut Connection,
+        shard: &Shard,
+        frame: &[u8],
+    ) {
+        if client.coding.refers() {
+            // What it may refer to depends on what the socket takes.
+            self.send(client, connection, shard, &[]);
+            return client.send_referring(connection, frame, shard);
+        }
+        shard.with_deflated(frame, &client.coding, |frame| self.gathered.extend_from_slice(frame));
+        if self.gathered.len() >= MAX_GATHERED_BYTES {
+            self.send(client, connection, shard, &[]);
+        }
+    }
+
+    /// Sends them, and is empty again.
+    #[inline]
+    fn send(&mut self, client: &Client, connection: &mut Connection, shard: &Shard, buffer: &[u8]) {
+        let in_place = std::mem::take(&mut self.in_place);
+        if !in_place.is_empty() {
+            client.send_borrowed(connection, &buffer[in_place], shard);
+        } else if !self.gathered.is_empty() {
+            client.send_borrowed(connection, &self.gathered, shard);
+            self.gathered.clear();
+        }
     }
 }
 

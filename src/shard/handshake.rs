@@ -33,7 +33,7 @@ use crate::protocol::target::{Endpoint, Target, TargetError};
 use crate::pubsub::{ChannelName, ConnectionId};
 use crate::shard::Shard;
 use crate::shard::client::{Channel, Client, Subscriptions};
-use crate::shard::compression::Deflate;
+use crate::shard::compression::Coding;
 use crate::shard::driver::{self, Driver};
 use crate::telemetry::counters::{Rejection, TEXT};
 use crate::wire::close::CloseCode;
@@ -150,7 +150,7 @@ impl Drop for Announced {
 struct Accepted {
     upgrade: UpgradeFut,
     target: Target,
-    deflate: Rc<Deflate>,
+    coding: Rc<Coding>,
     subscriptions: Announced,
 }
 
@@ -252,7 +252,7 @@ async fn serve(mut reserved: Reservation, socket: TcpStream, accepted_at: Instan
         });
         ended = look.await;
     }
-    let Some(Accepted { upgrade, target, deflate, subscriptions }) = accepted.take() else {
+    let Some(Accepted { upgrade, target, coding, subscriptions }) = accepted.take() else {
         let reason = rejection.get().unwrap_or(match &ended {
             None => Rejection::Timeout,
             Some(Err(error)) if error.is_parse_too_large() => Rejection::TooLarge,
@@ -289,7 +289,7 @@ async fn serve(mut reserved: Reservation, socket: TcpStream, accepted_at: Instan
         socket: parts.io.into_inner(),
         early: parts.read_buf,
         target,
-        deflate,
+        coding,
         subscriptions,
     };
     open(&shard, opening);
@@ -302,19 +302,19 @@ struct Opening {
     /// Came right behind the request.
     early: Bytes,
     target: Target,
-    deflate: Rc<Deflate>,
+    coding: Rc<Coding>,
     subscriptions: Announced,
 }
 
 fn open(shard: &Rc<Shard>, opening: Opening) {
-    let Opening { id, socket, early, target, deflate, subscriptions } = opening;
+    let Opening { id, socket, early, target, coding, subscriptions } = opening;
     let now = shard.now();
     let (channel, subscriptions) = subscriptions.take();
     let ask = raw::ask(&target.endpoint);
-    let client = Client::new(id, ask, channel, subscriptions, deflate, socket, now);
+    let client = Client::new(id, ask, channel, subscriptions, coding, socket, now);
     let client = Rc::new(client);
     shard.counters.connections.moved(0, 1);
-    if let Some(mode) = client.deflate.mode() {
+    if let Some(mode) = client.coding.mode() {
         shard.counters.compressed_connections[mode].moved(0, 1);
     }
     shard.table.borrow_mut().open(Rc::clone(&client));
@@ -380,7 +380,7 @@ async fn answer(
     }
     let (agreement, memory) =
         shard.negotiate_deflate(|readiness| extensions::negotiate(headers, readiness));
-    let deflate = shard.codec.deflate(agreement, memory);
+    let coding = shard.codec.coding(agreement, memory);
     let (response, upgrade) = fastwebsockets::upgrade::upgrade(&mut *request)
         .map_err(|_| Refusal::Handshake(HandshakeError::KeyMissing))?;
     let mut response = response.map(|_| Full::default());
@@ -392,13 +392,13 @@ async fn answer(
     }
     let mut subscriptions = Announced::new(shard);
     if let Endpoint::Channel { name, .. } = &target.endpoint {
-        let group = deflate.group(target.also.is_empty());
+        let group = coding.group(target.also.is_empty());
         // Announced before the answer, so that whoever has the answer is sure to be known.
         for name in std::iter::once(name).chain(&target.also) {
             subscriptions.subscribe(handshake.id.slot, name, group).await;
         }
     }
-    Ok((response, Accepted { upgrade, target, deflate, subscriptions }))
+    Ok((response, Accepted { upgrade, target, coding, subscriptions }))
 }
 
 impl Refusal {

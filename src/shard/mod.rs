@@ -450,7 +450,7 @@ impl Shard {
         let index = closed_index(close_code_index(ending.code), initiator);
         self.counters.connections_closed[index].increment();
         self.counters.connections.moved(1, 0);
-        if let Some(mode) = client.deflate.mode() {
+        if let Some(mode) = client.coding.mode() {
             self.counters.compressed_connections[mode].moved(1, 0);
         }
         client.subscriptions.take().for_each(|subscription| self.unsubscribe(subscription));

@@ -123,6 +123,12 @@ impl SlowConsumer {
 /// Values of the label `mode` of connections that negotiated permessage-deflate.
 pub const COMPRESSION_MODES: [&str; 2] = ["shared", "dedicated"];
 
+/// Position of messages that stand alone in [`COMPRESSION_MODES`].
+pub const SHARED: usize = 0;
+
+/// Position of context takeover in [`COMPRESSION_MODES`].
+pub const DEDICATED: usize = 1;
+
 /// Most values of the label `kind` of protocol errors.
 pub const MAX_PROTOCOL_ERRORS: usize = 16;
 

@@ -37,9 +37,16 @@ pub struct Rules {
 pub struct Decoder {
     /// The message whose fragments are arriving, or whose only frame is.
     gathered: Option<Box<Gathered>>,
-    /// The start of a header or of a control frame, at most [`MAX_KEPT_BYTES`], from
-    /// [`Decoder::keep`].
-    kept: Option<Box<[u8]>>,
+    /// From [`Decoder::keep`] or [`Decoder::keep_unread`].
+    kept: Option<Box<Kept>>,
+}
+
+/// Bytes between two calls.
+#[derive(Debug)]
+struct Kept {
+    bytes: Vec<u8>,
+    /// They have not been looked at and may hold whole frames.
+    are_unread: bool,
 }
 
 /// What [`Decoder::decode`] made of the front of its input.
@@ -204,13 +211,29 @@ impl Decoder {
             rest.len() <= MAX_KEPT_BYTES,
             "the decoder leaves no more than a control frame"
         );
-        self.kept = (!rest.is_empty()).then(|| rest.into());
+        self.keep_as(rest, false);
     }
 
-    /// How many bytes are kept: at most [`MAX_KEPT_BYTES`].
+    /// Keeps `rest`, which nobody has looked at: what came behind an event after which it is somebody
+    /// else's turn. It goes before whatever arrives.
+    pub fn keep_unread(&mut self, rest: &[u8]) {
+        self.keep_as(rest, true);
+    }
+
+    fn keep_as(&mut self, rest: &[u8], are_unread: bool) {
+        self.kept = (!rest.is_empty()).then(|| Box::new(Kept { bytes: rest.to_vec(), are_unread }));
+    }
+
+    /// How many bytes are kept: at most [`MAX_KEPT_BYTES`], unless they are unread.
     #[inline]
     pub fn kept_bytes(&self) -> usize {
-        self.kept.as_ref().map_or(0, |kept| kept.len())
+        self.kept.as_ref().map_or(0, |kept| kept.bytes.len())
+    }
+
+    /// What is kept came from [`Decoder::keep_unread`]: decode it before anything more is read.
+    #[inline]
+    pub fn has_unread(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.are_unread)
     }
 
     /// Puts the kept bytes back into `space`, which is of their length. What arrives next goes right
@@ -218,7 +241,7 @@ impl Decoder {
     #[inline]
     pub fn restore(&mut self, space: &mut [u8]) {
         if let Some(kept) = self.kept.take() {
-            space.copy_from_slice(&kept);
+            space.copy_from_slice(&kept.bytes);
         }
     }
 

@@ -133,7 +133,8 @@ impl Default for Inflater {
 }
 
 impl Inflater {
-    /// Appends what `payload` inflates to, at most `max_bytes`, to `output`.
+    /// Appends what `payload` inflates to, at most `max_bytes`, to `output`. Returns how often it had to
+    /// begin anew behind a final block, each of which takes as long as 2 KiB of output do.
     ///
     /// `dictionary` is what both sides remember, oldest byte first; nothing for a message that stands
     /// alone.
@@ -148,10 +149,10 @@ impl Inflater {
         dictionary: &[u8],
         max_bytes: usize,
         output: &mut Vec<u8>,
-    ) -> Result<(), InflateError> {
+    ) -> Result<usize, InflateError> {
         if payload.is_empty() {
             // Section 7.2.3.6 makes one byte of an empty message; some make none.
-            return Ok(());
+            return Ok(0);
         }
         let mut stream = Stream {
             decompress: &mut self.decompress,
@@ -165,7 +166,7 @@ impl Inflater {
         // Room for what JSON usually becomes.
         stream.reserve(payload.len().saturating_mul(4));
         if stream.feed(payload)? || stream.feed(&TAIL_AND_END)? {
-            return Ok(());
+            return Ok(stream.final_blocks);
         }
         Err(InflateError::Corrupt)
     }

@@ -186,7 +186,9 @@ impl Offer {
                 // A dictionary of 2^8 bytes is more than zlib can use of a window of that size.
                 server_takeover: !self.server_no_context_takeover && asked > WindowBits::MIN,
                 client_window: offered.map_or(WindowBits::MAX, |bits| bits.min(ours)),
-                client_takeover: !self.client_no_context_takeover,
+                // A client that does not let us choose would have us remember 2^15 bytes.
+                client_takeover: !self.client_no_context_takeover
+                    && (offered.is_some() || ours == WindowBits::MAX),
                 names_server_window: self.server_max_window_bits.is_some(),
                 names_client_window: self.client_max_window_bits.is_some(),
             },
@@ -265,7 +267,10 @@ mod tests {
             assert_eq!(shared(&offer), no_takeover(&said));
             let no_takeover = if bits == 8 { "; server_no_context_takeover" } else { "" };
             let bits = bits.min(12);
-            let said = format!("permessage-deflate{no_takeover}; server_max_window_bits={bits}");
+            let said = format!(
+                "permessage-deflate{no_takeover}; client_no_context_takeover; \
+                 server_max_window_bits={bits}"
+            );
             assert_eq!(dedicated(&offer), Some(said));
         }
     }
@@ -273,7 +278,6 @@ mod tests {
     #[test]
     fn window_of_the_client_is_said_only_where_it_was_offered() {
         let takeover = |more: &str| Some(format!("permessage-deflate{more}"));
-        assert_eq!(dedicated("permessage-deflate"), takeover(""));
         for (offered, said) in [("", 12), ("=15", 12), ("=12", 12), ("=9", 9), ("=8", 8)] {
             let offer = format!("permessage-deflate; client_max_window_bits{offered}");
             assert_eq!(dedicated(&offer), takeover(&format!("; client_max_window_bits={said}")));
@@ -285,10 +289,24 @@ mod tests {
     }
 
     #[test]
+    fn client_that_does_not_let_us_choose_its_window_has_takeover_only_where_ours_is_as_large() {
+        let offer = ["permessage-deflate"];
+        assert_eq!(
+            answer(&offer, WINDOW_OF_4_KIB).unwrap(),
+            "permessage-deflate; client_no_context_takeover"
+        );
+        let readiness = Readiness::Takeover(WindowBits::MAX);
+        assert_eq!(answer(&offer, readiness).unwrap(), "permessage-deflate");
+    }
+
+    #[test]
     fn takeover_that_the_client_does_not_want_is_not_used() {
         assert_eq!(
-            dedicated("permessage-deflate; server_no_context_takeover"),
-            Some("permessage-deflate; server_no_context_takeover".to_owned())
+            dedicated("permessage-deflate; server_no_context_takeover; client_max_window_bits"),
+            Some(
+                "permessage-deflate; server_no_context_takeover; client_max_window_bits=12"
+                    .to_owned()
+            )
         );
         assert_eq!(
             dedicated("permessage-deflate; client_no_context_takeover"),

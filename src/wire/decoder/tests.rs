@@ -257,6 +257,22 @@ fn deflated_message_may_travel_a_little_longer_than_the_limit_and_no_more() {
 }
 
 #[test]
+fn what_is_kept_unread_is_told_from_what_means_nothing_yet() {
+    let mut decoder = Decoder::default();
+    let frames = client_frame(true, 1, &[b'x'; 500]).repeat(2);
+    for (unread, is_kept) in [(&frames[..], true), (&frames[..3], true), (&[], false)] {
+        decoder.keep_unread(unread);
+        assert_eq!((decoder.has_unread(), decoder.kept_bytes()), (is_kept, unread.len()));
+        let mut space = vec![0; decoder.kept_bytes()];
+        decoder.restore(&mut space);
+        assert_eq!(space, unread);
+        assert!(!decoder.has_unread() && decoder.kept_bytes() == 0);
+    }
+    decoder.keep(&frames[..3]);
+    assert!(!decoder.has_unread() && decoder.kept_bytes() == 3);
+}
+
+#[test]
 fn announced_length_takes_no_memory_before_the_payload_arrives() {
     let mut decoder = Decoder::default();
     let mut header = client_frame(true, 2, &vec![0; 1 << 20]);
@@ -282,8 +298,8 @@ fn gathered_message_ends_in_a_buffer_of_its_exact_size() {
 }
 
 #[test]
-fn decoder_of_an_idle_connection_is_three_words() {
-    assert!(size_of::<Decoder>() <= 24);
+fn decoder_of_an_idle_connection_is_two_words() {
+    assert!(size_of::<Decoder>() <= 16);
 }
 
 /// One thing a well-behaved client may send, as frames and as what they mean.

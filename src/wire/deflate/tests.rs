@@ -1,4 +1,4 @@
-use flate2::{Compress, Compression, FlushCompress};
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 use proptest::prelude::*;
 
 use super::*;
@@ -27,6 +27,27 @@ fn inflate(payload: &[u8], dictionary: &[u8], max_bytes: usize) -> Result<Vec<u8
     Inflater::default().inflate(payload, dictionary, max_bytes, &mut output)?;
     assert!(output.starts_with(b"before"));
     Ok(output.split_off(6))
+}
+
+/// What a client makes of a message that has room for no more than `window`: it takes what is inflated
+/// out of that a few bytes at a time.
+fn inflate_in_window(payload: &[u8], dictionary: &[u8], window: WindowBits) -> Vec<u8> {
+    let mut decompress = Decompress::new_with_window_bits(false, window.bits().max(9));
+    if !dictionary.is_empty() {
+        decompress.set_dictionary(dictionary).unwrap();
+    }
+    let input = [payload, &TAIL].concat();
+    let mut output = Vec::new();
+    loop {
+        let mut few = [0; 7];
+        let (taken, made) = (decompress.total_in() as usize, decompress.total_out());
+        decompress.decompress(&input[taken..], &mut few, FlushDecompress::Sync).unwrap();
+        let made = (decompress.total_out() - made) as usize;
+        output.extend_from_slice(&few[..made]);
+        if made == 0 && decompress.total_in() as usize == input.len() {
+            return output;
+        }
+    }
 }
 
 /// Deflated by hand: a block for each piece, ended as `flush` says, without the tail of the last.
@@ -248,6 +269,7 @@ proptest! {
             }
             let said = inflate(&sent, theirs.bytes(), payload.len()).unwrap();
             prop_assert_eq!(&said, payload);
+            prop_assert_eq!(inflate_in_window(&sent, theirs.bytes(), window), payload);
             if takeover && window > WindowBits::MIN {
                 ours.push(payload);
                 theirs.push(&said);
