@@ -53,7 +53,7 @@ pub(super) fn inflate_with(
     let mut output = Vec::new();
     let inflated = inflater.inflate(payload, dictionary, max_bytes, &mut output);
     assert!(output.capacity() <= max_bytes + 1, "{} bytes held", output.capacity());
-    inflated.map(|()| {
+    inflated.map(|_| {
         assert!(output.len() <= max_bytes, "inflated beyond the limit");
         output
     })
