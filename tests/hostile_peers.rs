@@ -547,9 +547,9 @@ async fn kernel_sockets(gateway: &Gateway, clients: &[SocketAddr]) -> Vec<Kernel
 
 /// Waits until the kernel has nothing left of the gateway's ends of these connections either.
 async fn until_forgotten(gateway: &Gateway, clients: &[SocketAddr]) {
-    /// On its own the kernel tries for longer than anybody here would wait: for 100 s or so, with all
-    /// that was written.
-    const SOON: Duration = Duration::from_secs(10);
+    /// The gateway has it try for 5 s more, which it notices when it next repeats itself. On its own it
+    /// would try for 100 s or so.
+    const SOON: Duration = Duration::from_secs(25);
     let is_forgotten = until("the kernel to forget", async || {
         kernel_sockets(gateway, clients).await.is_empty().then_some(())
     });
