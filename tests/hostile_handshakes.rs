@@ -5,25 +5,18 @@ mod support;
 
 use std::hash::{BuildHasher, RandomState};
 
-use support::attack::{MIB, withstand};
 use support::client::Client;
 use support::gateway::Gateway;
 use support::raw::{
     BINARY, CLOSE, PING, PONG, RawClient, TEXT, close_payload, encode, encode_with, request,
 };
+use support::siege::Siege;
 use support::within;
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 
 /// So long that nothing here ends because of it: who is let go is let go for what was sent.
-const PATIENT: [&str; 4] = ["--shards", "2", "--handshake-timeout", "120s"];
-
-/// The same requests again and again leave nothing at all behind. What is seen is the allocator's and
-/// the kernel's rounding.
-const SLACK_BYTES: f64 = 2.0 * MIB;
-
-/// Every case of a list once, and once more.
-const TWICE: [usize; 2] = [1, 1];
+const PATIENT: [&str; 2] = ["--handshake-timeout", "120s"];
 
 /// Most bytes of a request head.
 const MAX_HEAD_BYTES: usize = 8 * 1_024;
@@ -125,17 +118,19 @@ async fn upgrade_request_with_a_body_is_refused_and_what_follows_is_no_request()
         ("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", "0\r\n\r\n"),
         ("Content-Length: 0\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n"),
     ];
-    let gateway = Gateway::start(&PATIENT).await;
-    let attack = async |_| {
+    let siege = Siege::begin(&PATIENT).await;
+    let attack = async |siege: &Siege| {
         for (framing, body) in cases {
             let bytes =
                 [&with_headers(framing.as_bytes()), body.as_bytes(), &smuggled()[..]].concat();
-            refused(&gateway, &bytes, 400).await;
+            refused(&siege.gateway, &bytes, 400).await;
         }
         let longest = format!("Content-Length: {}\r\n", u64::MAX);
-        refused(&gateway, &[with_headers(longest.as_bytes()), smuggled()].concat(), 431).await;
+        refused(&siege.gateway, &[with_headers(longest.as_bytes()), smuggled()].concat(), 431)
+            .await;
     };
-    let after = withstand(&gateway, SLACK_BYTES, TWICE, attack).await;
+    siege.withstand(attack).await;
+    let after = siege.gateway.metrics().await;
     let refused = after.sum(REJECTED, &[("reason", "bad_request")]);
     assert_eq!(refused, 2.0 * cases.len() as f64);
 }
@@ -152,8 +147,8 @@ async fn length_of_nothing_is_no_body() {
 
 #[tokio::test]
 async fn header_that_must_be_single_is_refused_twice_and_what_follows_is_no_request() {
-    let gateway = Gateway::start(&PATIENT).await;
-    let attack = async |_| {
+    let siege = Siege::begin(&PATIENT).await;
+    let attack = async |siege: &Siege| {
         for (header, status) in [
             ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", 400),
             ("sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==", 400),
@@ -165,15 +160,15 @@ async fn header_that_must_be_single_is_refused_twice_and_what_follows_is_no_requ
         ] {
             let more = format!("{header}\r\n");
             let bytes = [with_headers(more.as_bytes()), smuggled()].concat();
-            refused(&gateway, &bytes, status).await;
+            refused(&siege.gateway, &bytes, status).await;
         }
     };
-    withstand(&gateway, SLACK_BYTES, TWICE, attack).await;
+    siege.withstand(attack).await;
 }
 
 #[tokio::test]
 async fn request_behind_a_refused_one_is_never_read() {
-    let gateway = Gateway::start(&PATIENT).await;
+    let siege = Siege::begin(&PATIENT).await;
     let upgrade = smuggled();
     let length = upgrade.len();
     let get = "GET / HTTP/1.1\r\nHost: gateway\r\n\r\n".to_owned();
@@ -183,22 +178,23 @@ async fn request_behind_a_refused_one_is_never_read() {
     let chunked = format!(
         "POST /echo HTTP/1.1\r\nHost: gateway\r\nTransfer-Encoding: chunked\r\n\r\n{length:x}\r\n"
     );
-    let attack = async |_| {
+    let attack = async |siege: &Siege| {
         for (first, status) in [(&get, 404), (&keep_alive, 404), (&post, 404), (&chunked, 405)] {
-            refused(&gateway, &[first.as_bytes(), &upgrade].concat(), status).await;
-            refused(&gateway, &[first.as_bytes(), &upgrade, &upgrade].concat(), status).await;
+            refused(&siege.gateway, &[first.as_bytes(), &upgrade].concat(), status).await;
+            refused(&siege.gateway, &[first.as_bytes(), &upgrade, &upgrade].concat(), status).await;
         }
     };
-    let after = withstand(&gateway, SLACK_BYTES, TWICE, attack).await;
+    siege.withstand(attack).await;
+    let after = siege.gateway.metrics().await;
     assert_eq!(after.sum(REJECTED, &[("reason", "not_found")]), 2.0 * 6.0);
 }
 
 #[tokio::test]
 async fn request_behind_an_upgrade_is_taken_for_frames_and_fails_as_such() {
-    let gateway = Gateway::start(&PATIENT).await;
-    let attack = async |_| {
+    let siege = Siege::begin(&PATIENT).await;
+    let attack = async |siege: &Siege| {
         for second in [smuggled(), b"POST / HTTP/1.1\r\nHost: gateway\r\n\r\n".to_vec()] {
-            let mut client = RawClient::connect(gateway.listen).await;
+            let mut client = RawClient::connect(siege.gateway.listen).await;
             client.send(&[request("/echo"), second].concat()).await;
             let head = client.read_head().await;
             assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
@@ -206,13 +202,13 @@ async fn request_behind_an_upgrade_is_taken_for_frames_and_fails_as_such() {
             client.read_end().await;
         }
     };
-    withstand(&gateway, SLACK_BYTES, TWICE, attack).await;
+    siege.withstand(attack).await;
 }
 
 #[tokio::test]
 async fn other_versions_of_http_are_refused() {
-    let gateway = Gateway::start(&PATIENT).await;
-    let attack = async |_| {
+    let siege = Siege::begin(&PATIENT).await;
+    let attack = async |siege: &Siege| {
         for line in [
             "GET /echo HTTP/1.0",
             "GET /echo",
@@ -229,31 +225,32 @@ async fn other_versions_of_http_are_refused() {
             "GET /echo HTTPS/1.1",
             "GET /echo RTSP/1.0",
         ] {
-            refused(&gateway, &[handshake(line, HOST, b""), smuggled()].concat(), 400).await;
+            refused(&siege.gateway, &[handshake(line, HOST, b""), smuggled()].concat(), 400).await;
         }
         for connection in ["close", "keep-alive", "Upgrade"] {
             let head = format!("GET /echo HTTP/1.0\r\nConnection: {connection}\r\n\r\n");
-            refused(&gateway, head.as_bytes(), 400).await;
+            refused(&siege.gateway, head.as_bytes(), 400).await;
         }
-        refused(&gateway, b"GET /echo\r\n", 400).await;
-        refused(&gateway, b"GET /echo\n", 400).await;
+        refused(&siege.gateway, b"GET /echo\r\n", 400).await;
+        refused(&siege.gateway, b"GET /echo\n", 400).await;
     };
-    withstand(&gateway, SLACK_BYTES, TWICE, attack).await;
+    siege.withstand(attack).await;
 }
 
 #[tokio::test]
 async fn client_that_speaks_http2_or_tls_is_let_go_at_once() {
-    let gateway = Gateway::start(&PATIENT).await;
+    let siege = Siege::begin(&PATIENT).await;
     // A client that knows that it speaks HTTP/2 could read no answer in HTTP/1.1.
     let preface = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
     // The record and handshake headers of a ClientHello of TLS 1.2, and some of the rest of it.
     let hello = [&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], &[0x5a; 508]].concat();
-    let attack = async |_| {
-        assert_eq!(answer_to(&gateway, &preface).await, "");
-        refused(&gateway, &hello, 400).await;
-        refused(&gateway, &hello[..1], 400).await;
+    let attack = async |siege: &Siege| {
+        assert_eq!(answer_to(&siege.gateway, &preface).await, "");
+        refused(&siege.gateway, &hello, 400).await;
+        refused(&siege.gateway, &hello[..1], 400).await;
     };
-    let after = withstand(&gateway, SLACK_BYTES, TWICE, attack).await;
+    siege.withstand(attack).await;
+    let after = siege.gateway.metrics().await;
     assert_eq!(after.sum(REJECTED, &[("reason", "bad_request")]), 6.0);
 }
 
@@ -324,14 +321,14 @@ async fn request_target_that_is_no_path_of_an_endpoint_is_refused() {
         ("/echo\t", 400),
         ("", 400),
     ];
-    let gateway = Gateway::start(&PATIENT).await;
-    let attack = async |_| {
+    let siege = Siege::begin(&PATIENT).await;
+    let attack = async |siege: &Siege| {
         for (target, status) in cases {
             let line = format!("GET {target} HTTP/1.1");
-            refused(&gateway, &handshake(&line, HOST, b""), status).await;
+            refused(&siege.gateway, &handshake(&line, HOST, b""), status).await;
         }
     };
-    withstand(&gateway, SLACK_BYTES, TWICE, attack).await;
+    siege.withstand(attack).await;
 }
 
 #[tokio::test]
@@ -343,8 +340,8 @@ async fn fragment_of_a_target_is_no_part_of_it() {
 
 #[tokio::test]
 async fn other_methods_are_refused() {
-    let gateway = Gateway::start(&PATIENT).await;
-    let attack = async |_| {
+    let siege = Siege::begin(&PATIENT).await;
+    let attack = async |siege: &Siege| {
         let methods = [
             "HEAD",
             "POST",
@@ -364,23 +361,23 @@ async fn other_methods_are_refused() {
         for method in methods {
             let line = format!("{method} /echo HTTP/1.1");
             let bytes = [handshake(&line, HOST, b"Cookie: secret\r\n"), smuggled()].concat();
-            refused(&gateway, &bytes, 405).await;
+            refused(&siege.gateway, &bytes, 405).await;
             // Least of all may TRACE say what it was told.
-            assert!(!answer_to(&gateway, &bytes).await.contains("secret"));
+            assert!(!answer_to(&siege.gateway, &bytes).await.contains("secret"));
         }
-        refused(&gateway, &handshake("CONNECT gateway:80 HTTP/1.1", HOST, b""), 404).await;
-        refused(&gateway, &handshake("OPTIONS * HTTP/1.1", HOST, b""), 404).await;
+        refused(&siege.gateway, &handshake("CONNECT gateway:80 HTTP/1.1", HOST, b""), 404).await;
+        refused(&siege.gateway, &handshake("OPTIONS * HTTP/1.1", HOST, b""), 404).await;
         for line in ["G@T /echo HTTP/1.1", "G\0T /echo HTTP/1.1", " GET /echo HTTP/1.1"] {
-            refused(&gateway, &handshake(line, HOST, b""), 400).await;
+            refused(&siege.gateway, &handshake(line, HOST, b""), 400).await;
         }
     };
-    withstand(&gateway, SLACK_BYTES, TWICE, attack).await;
+    siege.withstand(attack).await;
 }
 
 #[tokio::test]
 async fn host_that_is_none_is_refused() {
-    let gateway = Gateway::start(&PATIENT).await;
-    let attack = async |_| {
+    let siege = Siege::begin(&PATIENT).await;
+    let attack = async |siege: &Siege| {
         for host in [
             "X-Host: gateway",
             "Host: two hosts",
@@ -394,19 +391,19 @@ async fn host_that_is_none_is_refused() {
             " Host: gateway",
         ] {
             let bytes = [handshake(GET_ECHO, host, b""), smuggled()].concat();
-            refused(&gateway, &bytes, 400).await;
+            refused(&siege.gateway, &bytes, 400).await;
         }
     };
-    withstand(&gateway, SLACK_BYTES, TWICE, attack).await;
+    siege.withstand(attack).await;
     for host in ["Host:", "Host: [::1]:8080", "Host: gateway:"] {
-        accepted(&gateway, &handshake(GET_ECHO, host, b"")).await;
+        accepted(&siege.gateway, &handshake(GET_ECHO, host, b"")).await;
     }
 }
 
 #[tokio::test]
 async fn malformed_headers_are_refused() {
-    let gateway = Gateway::start(&PATIENT).await;
-    let attack = async |_| {
+    let siege = Siege::begin(&PATIENT).await;
+    let attack = async |siege: &Siege| {
         for header in [
             // A line that goes on in the next one.
             "X: a\r\n b",
@@ -425,11 +422,11 @@ async fn malformed_headers_are_refused() {
         ] {
             let more = format!("{header}\r\nX-Last: yes\r\n");
             let bytes = [with_headers(more.as_bytes()), smuggled()].concat();
-            refused(&gateway, &bytes, 400).await;
+            refused(&siege.gateway, &bytes, 400).await;
         }
-        refused(&gateway, b"\r\r\nGET /echo HTTP/1.1\r\n\r\n", 400).await;
+        refused(&siege.gateway, b"\r\r\nGET /echo HTTP/1.1\r\n\r\n", 400).await;
     };
-    withstand(&gateway, SLACK_BYTES, TWICE, attack).await;
+    siege.withstand(attack).await;
 }
 
 #[tokio::test]
@@ -443,34 +440,34 @@ async fn lines_may_end_without_carriage_return_and_begin_after_empty_ones() {
 
 #[tokio::test]
 async fn each_byte_in_a_header_is_taken_or_refused_as_its_grammar_says() {
-    let gateway = Gateway::start(&PATIENT).await;
+    let siege = Siege::begin(&PATIENT).await;
     let is_of_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     let is_of_value = |byte: u8| byte == b'\t' || (byte >= b' ' && byte != 0x7f);
-    let attack = async |_| {
+    let attack = async |siege: &Siege| {
         for byte in 0..=u8::MAX {
             let in_name = with_headers(&[b"X", &[byte][..], b"Y: a\r\n"].concat());
             match byte {
-                b':' => accepted(&gateway, &in_name).await,
-                _ if is_of_token(byte) => accepted(&gateway, &in_name).await,
-                _ => refused(&gateway, &in_name, 400).await,
+                b':' => accepted(&siege.gateway, &in_name).await,
+                _ if is_of_token(byte) => accepted(&siege.gateway, &in_name).await,
+                _ => refused(&siege.gateway, &in_name, 400).await,
             }
             let in_value = with_headers(&[b"X: a", &[byte][..], b"b\r\n"].concat());
             match is_of_value(byte) {
-                true => accepted(&gateway, &in_value).await,
-                false => refused(&gateway, &in_value, 400).await,
+                true => accepted(&siege.gateway, &in_value).await,
+                false => refused(&siege.gateway, &in_value, 400).await,
             }
         }
     };
-    withstand(&gateway, SLACK_BYTES, TWICE, attack).await;
+    siege.withstand(attack).await;
 }
 
 #[tokio::test]
 async fn head_of_8_kib_is_taken_and_one_of_a_byte_more_is_not() {
-    let gateway = Gateway::start(&PATIENT).await;
+    let siege = Siege::begin(&PATIENT).await;
     let frame = encode(TEXT, b"behind a full buffer");
-    let attack = async |_| {
+    let attack = async |siege: &Siege| {
         for split in [0, 1, MAX_HEAD_BYTES / 2, MAX_HEAD_BYTES - 1, MAX_HEAD_BYTES] {
-            let mut client = RawClient::connect(gateway.listen).await;
+            let mut client = RawClient::connect(siege.gateway.listen).await;
             let bytes = [with_head_of(MAX_HEAD_BYTES), frame.clone()].concat();
             client.send(&bytes[..split]).await;
             client.send(&bytes[split..]).await;
@@ -478,17 +475,18 @@ async fn head_of_8_kib_is_taken_and_one_of_a_byte_more_is_not() {
             assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
             assert_eq!(client.read_message(TEXT).await, b"behind a full buffer");
             for bytes in [MAX_HEAD_BYTES + 1, MAX_HEAD_BYTES + 2, 3 * MAX_HEAD_BYTES] {
-                refused(&gateway, &with_head_of(bytes), 431).await;
+                refused(&siege.gateway, &with_head_of(bytes), 431).await;
             }
         }
     };
-    withstand(&gateway, SLACK_BYTES, TWICE, attack).await;
+    siege.withstand(attack).await;
 }
 
 #[tokio::test]
 async fn bombs_of_a_thousand_clients_at_once_are_cut_at_8_kib() {
     // More than a head may be, and all of it is sent at once by each.
     const BYTES: usize = 64 * 1_024;
+    const CLIENTS: usize = 1_000;
     let begun = b"GET /echo HTTP/1.1\r\nHost: gateway\r\n";
     let fill = |begin: &[u8], filler: &[u8]| {
         let fillers = (BYTES - begin.len()) / filler.len();
@@ -508,11 +506,11 @@ async fn bombs_of_a_thousand_clients_at_once_are_cut_at_8_kib() {
         fill(b"", b"\r\n"),
         fill(b"", b"\n"),
     ];
-    let gateway = Gateway::start(&PATIENT).await;
-    let attack = async |clients| {
+    let siege = Siege::begin(&PATIENT).await;
+    let attack = async |siege: &Siege| {
         let mut attackers = JoinSet::new();
-        for number in 0..clients {
-            let (address, bomb) = (gateway.listen, bombs[number % bombs.len()].clone());
+        for number in 0..CLIENTS {
+            let (address, bomb) = (siege.gateway.listen, bombs[number % bombs.len()].clone());
             attackers.spawn(async move {
                 let mut client = RawClient::connect(address).await;
                 client.offer(&bomb).await;
@@ -525,48 +523,49 @@ async fn bombs_of_a_thousand_clients_at_once_are_cut_at_8_kib() {
         }
         attackers.join_all().await;
     };
-    withstand(&gateway, 4.0 * MIB, [1_000, 1_000], attack).await;
+    siege.withstand(attack).await;
 }
 
 #[tokio::test]
 async fn thousand_heads_that_stop_before_their_end_hold_no_more_than_they_sent() {
     // Of the gateway for each: its buffer of 8 KiB, and what a socket in its handshake costs anyway.
     const MOST_BYTES_EACH: f64 = 24.0 * 1_024.0;
-    let gateway = Gateway::start(&PATIENT).await;
+    const CLIENTS: usize = 1_000;
+    let siege = Siege::begin(&PATIENT).await;
     let mut head = with_head_of(MAX_HEAD_BYTES);
     head.truncate(MAX_HEAD_BYTES - 1);
-    let mut requests = gateway.requests().await;
-    let attack = async |clients| {
+    let mut requests = siege.gateway.requests().await;
+    let attack = async |siege: &Siege| {
         let mut bystanders = [
-            gateway.connect_to_shard(0, "/echo").await,
-            gateway.connect_to_shard(1, "/echo").await,
+            siege.gateway.connect_to_shard(0, "/echo").await,
+            siege.gateway.connect_to_shard(1, "/echo").await,
         ];
         let before = requests.scrape().await;
         let mut attackers = Vec::new();
-        for _ in 0..clients {
-            let mut client = RawClient::connect(gateway.listen).await;
+        for _ in 0..CLIENTS {
+            let mut client = RawClient::connect(siege.gateway.listen).await;
             client.send(&head).await;
             attackers.push(client);
         }
         let accepted = "wsgate_connections_accepted_total";
-        let all = before.sum(accepted, &[]) + clients as f64;
-        gateway.until_metric(accepted, &[], all).await;
+        let all = before.sum(accepted, &[]) + CLIENTS as f64;
+        siege.gateway.until_metric(accepted, &[], all).await;
         // A shard looks at so many sockets in more than one turn.
         for _ in 0..8 {
             turn(&mut bystanders).await;
         }
         let during = requests.scrape().await;
         let resident = "process_resident_memory_bytes";
-        let each = (during.sum(resident, &[]) - before.sum(resident, &[])) / clients as f64;
-        println!("{each:.0} bytes for each of {clients}");
-        assert!(each < MOST_BYTES_EACH, "{each} bytes for each of {clients}");
+        let each = (during.sum(resident, &[]) - before.sum(resident, &[])) / CLIENTS as f64;
+        println!("{each:.0} bytes for each of {CLIENTS}");
+        assert!(each < MOST_BYTES_EACH, "{each} bytes for each of {CLIENTS}");
         for client in &mut attackers {
             client.send(b"x").await;
             let head = client.read_head().await;
             assert!(head.starts_with("HTTP/1.1 431 "), "{head}");
         }
     };
-    withstand(&gateway, 4.0 * MIB, [1_000, 1_000], attack).await;
+    siege.withstand(attack).await;
 }
 
 /// Waits until each shard has answered one more message: whatever had reached its sockets before is
@@ -580,7 +579,7 @@ async fn turn(bystanders: &mut [Client; 2]) {
 
 #[tokio::test]
 async fn request_and_the_frames_behind_it_may_be_split_anywhere() {
-    let gateway = Gateway::start(&PATIENT).await;
+    let siege = Siege::begin(&PATIENT).await;
     let bytes = [
         request("/echo"),
         encode(TEXT, b"whole"),
@@ -589,13 +588,13 @@ async fn request_and_the_frames_behind_it_may_be_split_anywhere() {
         encode(0, b"fragments"),
     ]
     .concat();
-    let attack = async |_| {
+    let attack = async |siege: &Siege| {
         let mut bystanders = [
-            gateway.connect_to_shard(0, "/echo").await,
-            gateway.connect_to_shard(1, "/echo").await,
+            siege.gateway.connect_to_shard(0, "/echo").await,
+            siege.gateway.connect_to_shard(1, "/echo").await,
         ];
         for split in 0..=bytes.len() {
-            let mut client = RawClient::connect(gateway.listen).await;
+            let mut client = RawClient::connect(siege.gateway.listen).await;
             client.send(&bytes[..split]).await;
             turn(&mut bystanders).await;
             client.send(&bytes[split..]).await;
@@ -606,16 +605,16 @@ async fn request_and_the_frames_behind_it_may_be_split_anywhere() {
             assert_eq!(client.read_message(BINARY).await, b"in two fragments", "{split}");
         }
     };
-    withstand(&gateway, SLACK_BYTES, TWICE, attack).await;
+    siege.withstand(attack).await;
 }
 
 #[tokio::test]
 async fn nothing_is_lost_of_what_is_sent_right_behind_the_request() {
-    let gateway = Gateway::start(&PATIENT).await;
+    let siege = Siege::begin(&PATIENT).await;
     let head_bytes = request("/echo").len();
     // Up to the end of the buffer of the handshake, beyond it, and beyond that of the shard.
     let lengths = [MAX_HEAD_BYTES - head_bytes, 16 * 1_024, 256 * 1_024, 768 * 1_024];
-    let attack = async |_| {
+    let attack = async |siege: &Siege| {
         for length in lengths {
             for bytes in [length - 1, length, length + 1] {
                 let mut frames = Vec::new();
@@ -627,7 +626,7 @@ async fn nothing_is_lost_of_what_is_sent_right_behind_the_request() {
                     frames.extend(encode(BINARY, &message));
                     messages.push(message);
                 }
-                let mut client = RawClient::connect(gateway.listen).await;
+                let mut client = RawClient::connect(siege.gateway.listen).await;
                 let (mut writer, mut reader) = (client.writer, client.reader);
                 let bytes = [request("/echo"), frames].concat();
                 let sending = async move {
@@ -650,12 +649,12 @@ async fn nothing_is_lost_of_what_is_sent_right_behind_the_request() {
             }
         }
     };
-    withstand(&gateway, 4.0 * MIB, TWICE, attack).await;
+    siege.withstand(attack).await;
 }
 
 #[tokio::test]
 async fn close_or_violation_right_behind_the_request_ends_the_connection_that_it_opened() {
-    let gateway = Gateway::start(&PATIENT).await;
+    let siege = Siege::begin(&PATIENT).await;
     let unmasked = [0x81, 5, b'h', b'e', b'l', b'l', b'o'];
     let endings = [
         (encode(CLOSE, &close_payload(4000, "bye")), 4000),
@@ -664,10 +663,10 @@ async fn close_or_violation_right_behind_the_request_ends_the_connection_that_it
         (encode(TEXT, b"\xff"), 1007),
         ([&encode(TEXT, b"before")[..], &encode(0x3, b"")].concat(), 1002),
     ];
-    let attack = async |_| {
+    let attack = async |siege: &Siege| {
         for path in ["/echo", "/channels/early"] {
             for (bytes, code) in &endings {
-                let mut client = RawClient::connect(gateway.listen).await;
+                let mut client = RawClient::connect(siege.gateway.listen).await;
                 let frame_behind = encode(TEXT, b"unheard");
                 client.send(&[&request(path)[..], bytes, &frame_behind].concat()).await;
                 let head = client.read_head().await;
@@ -683,7 +682,7 @@ async fn close_or_violation_right_behind_the_request_ends_the_connection_that_it
             }
         }
     };
-    withstand(&gateway, SLACK_BYTES, TWICE, attack).await;
+    siege.withstand(attack).await;
 }
 
 /// A small generator of numbers that look random (SplitMix64), so that one number tells a whole test.
@@ -733,6 +732,7 @@ fn random_bytes(random: &mut Random) -> Vec<u8> {
 
 #[tokio::test]
 async fn random_bytes_end_their_own_connection_and_nothing_else() {
+    const CLIENTS: usize = 2_000;
     const AT_A_TIME: usize = 50;
     let seed = match std::env::var("WSGATE_TEST_SEED") {
         Ok(seed) => seed.parse().expect("a seed is a number"),
@@ -740,12 +740,12 @@ async fn random_bytes_end_their_own_connection_and_nothing_else() {
     };
     println!("seed: WSGATE_TEST_SEED={seed}");
     let mut random = Random(seed);
-    let gateway = Gateway::start(&PATIENT).await;
-    let attack = async |clients| {
-        for _ in 0..clients / AT_A_TIME {
+    let siege = Siege::begin(&PATIENT).await;
+    let attack = async |siege: &Siege| {
+        for _ in 0..CLIENTS / AT_A_TIME {
             let mut attackers = JoinSet::new();
             for _ in 0..AT_A_TIME {
-                let (address, bytes) = (gateway.listen, random_bytes(&mut random));
+                let (address, bytes) = (siege.gateway.listen, random_bytes(&mut random));
                 attackers.spawn(async move {
                     let mut client = RawClient::connect(address).await;
                     client.offer(&bytes).await;
@@ -757,5 +757,5 @@ async fn random_bytes_end_their_own_connection_and_nothing_else() {
             attackers.join_all().await;
         }
     };
-    withstand(&gateway, SLACK_BYTES, [500, 2_000], attack).await;
+    siege.withstand(attack).await;
 }

@@ -9,24 +9,20 @@ use std::time::{Duration, Instant};
 use http::{Method, StatusCode};
 use rustix::process::Signal;
 use support::admin::{self, Requests};
-use support::attack::{MIB, Others, withstand};
 use support::client::connect_many;
 use support::gateway::Gateway;
 use support::metrics::Metrics;
 use support::raw::{CLOSE, RawClient, TEXT, close_payload, encode, request};
+use support::siege::Siege;
 use support::{until, within};
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 
 /// So long that nothing here ends because of it.
-const PATIENT: [&str; 4] = ["--shards", "2", "--handshake-timeout", "120s"];
+const PATIENT: [&str; 2] = ["--handshake-timeout", "120s"];
 
-/// The same sockets again and again leave nothing at all behind. What is seen is the allocator's and
-/// the kernel's rounding.
-const SLACK_BYTES: f64 = 2.0 * MIB;
-
-/// Every case of a list once, and once more.
-const TWICE: [usize; 2] = [1, 1];
+/// As a siege has them.
+const TWO_SHARDS: [&str; 2] = ["--shards", "2"];
 
 const ACCEPTED: &str = "wsgate_connections_accepted_total";
 
@@ -54,8 +50,9 @@ async fn drip(gateway: SocketAddr, begin: Vec<u8>, drip: Vec<u8>) -> String {
 
 #[tokio::test]
 async fn half_handshakes_that_drip_are_cut_at_the_handshake_timeout() {
-    let flags = ["--shards", "2", "--handshake-timeout", "1s", "--max-connections", "400"];
-    let gateway = Gateway::start(&flags).await;
+    const CLIENTS: usize = 300;
+    let flags = ["--handshake-timeout", "1s", "--max-connections", "400"];
+    let siege = Siege::begin(&flags).await;
     let begun = b"GET /echo HTTP/1.1\r\nHost: gateway\r\n".to_vec();
     let kinds: [(Vec<u8>, Vec<u8>); 5] = [
         (Vec::new(), b"G".to_vec()),
@@ -64,24 +61,25 @@ async fn half_handshakes_that_drip_are_cut_at_the_handshake_timeout() {
         (begun.clone(), b"X: a\r\n".to_vec()),
         ([&begun[..], b"X: "].concat(), b"a".to_vec()),
     ];
-    let attack = async |clients| {
+    let attack = async |siege: &Siege| {
         let mut attackers = JoinSet::new();
-        for number in 0..clients {
+        for number in 0..CLIENTS {
             let (begin, endless) = kinds[number % kinds.len()].clone();
-            attackers.spawn(drip(gateway.listen, begin, endless));
+            attackers.spawn(drip(siege.gateway.listen, begin, endless));
         }
         let answers = attackers.join_all().await;
         let (told, untold): (Vec<_>, Vec<_>) =
             answers.iter().partition(|answer| answer.starts_with("HTTP/1.1 408 "));
-        println!("{} of {clients} were told", told.len());
+        println!("{} of {CLIENTS} were told", told.len());
         assert!(!told.is_empty(), "nobody is told");
         // A byte that comes right after the answer resets the connection, and can take it away.
         assert!(untold.iter().all(|answer| answer.is_empty()), "{untold:?}");
     };
-    let after = withstand(&gateway, SLACK_BYTES, [300, 300], attack).await;
+    siege.withstand(attack).await;
+    let after = siege.gateway.metrics().await;
     assert_eq!(after.sum(REJECTED, &[("reason", "timeout")]), 600.0);
     assert_eq!(after.sum(REJECTED, &[]), 600.0);
-    all_places_are_free(&gateway, 400).await;
+    all_places_are_free(&siege.end(), 400).await;
 }
 
 /// Demands of a gateway that nobody is connected to that it has room for `places` clients, and for no
@@ -109,24 +107,25 @@ async fn connect_and_reset(gone: Gone) {
     /// In turn means that the gateway has taken each of so many before the next: the kernel's backlog
     /// is not what is tried here.
     const AT_A_TIME: usize = 250;
+    const CLIENTS: usize = 10_000;
     /// For these and the others.
     const PLACES: usize = 400;
     let flags = [&PATIENT[..], &["--max-connections", "400"]].concat();
-    let gateway = Gateway::start(&flags).await;
-    let mut requests = gateway.requests().await;
-    let attack = async |clients| {
+    let siege = Siege::begin(&flags).await;
+    let mut requests = siege.gateway.requests().await;
+    let attack = async |siege: &Siege| {
         let before = requests.scrape().await;
-        for client in 1..=clients {
+        for client in 1..=CLIENTS {
             let path = format!("/channels/reset-{client}?also=resets&also=also-{client}");
             let request = request(&path);
-            let mut attacker = RawClient::connect(gateway.listen).await;
+            let mut attacker = RawClient::connect(siege.gateway.listen).await;
             match gone {
                 Gone::AfterConnect => {}
                 Gone::WithinRequest => attacker.send(&request[..request.len() / 2]).await,
                 Gone::AfterRequest => attacker.send(&request).await,
             }
             attacker.reset();
-            if client % AT_A_TIME == 0 || client == clients {
+            if client % AT_A_TIME == 0 {
                 until("all to be gone", async || {
                     let gone = gone_since(&before, &requests.scrape().await);
                     (gone >= client as f64).then_some(())
@@ -135,7 +134,8 @@ async fn connect_and_reset(gone: Gone) {
             }
         }
     };
-    let after = withstand(&gateway, SLACK_BYTES, [1_000, 10_000], attack).await;
+    siege.withstand(attack).await;
+    let after = siege.gateway.metrics().await;
     let [early, late] = [
         after.sum(REJECTED, &[("reason", "disconnected")]),
         after.sum("wsgate_connections_closed_total", &[("code", "1006")]),
@@ -143,8 +143,9 @@ async fn connect_and_reset(gone: Gone) {
     println!("{gone:?}: {early} gone during their handshake, {late} after it");
     assert_eq!(after.sum(REJECTED, &[]), early, "for no other reason");
     if !matches!(gone, Gone::AfterRequest) {
-        assert_eq!(early, 11_000.0);
+        assert_eq!(early, 2.0 * CLIENTS as f64);
     }
+    let gateway = siege.end();
     all_places_are_free(&gateway, PLACES).await;
     for name in ["wsgate_subscriptions", "wsgate_channels"] {
         gateway.until_metric(name, &[], 0.0).await;
@@ -165,27 +166,28 @@ fn gone_since(before: &Metrics, after: &Metrics) -> f64 {
 async fn resets_of_clients_for_whom_there_is_no_room_leave_the_places_for_telling() {
     // Twice as many as may wait to be told, on two shards.
     const TOLD: usize = 128;
+    const CLIENTS: usize = 2_000;
     let flags = [&PATIENT[..], &["--max-connections", "60"]].concat();
-    let gateway = Gateway::start(&flags).await;
-    let attack = async |clients| {
+    let siege = Siege::begin(&flags).await;
+    let attack = async |siege: &Siege| {
         let mut served = Vec::new();
         loop {
-            let mut client = RawClient::connect(gateway.listen).await;
+            let mut client = RawClient::connect(siege.gateway.listen).await;
             client.send(&request("/echo")).await;
             if client.read_head().await.starts_with("HTTP/1.1 503 ") {
                 break;
             }
             served.push(client);
         }
-        for client in 0..clients {
-            let mut attacker = RawClient::connect(gateway.listen).await;
+        for client in 0..CLIENTS {
+            let mut attacker = RawClient::connect(siege.gateway.listen).await;
             let request = request("/echo");
             attacker.send(&request[..client % request.len()]).await;
             attacker.reset();
         }
         for _ in 0..TOLD {
             until("to be told", async || {
-                let mut client = RawClient::connect(gateway.listen).await;
+                let mut client = RawClient::connect(siege.gateway.listen).await;
                 client.offer(&request("/echo")).await;
                 let answer = client.reader.read_rest().await;
                 // While others wait to be told this one may be let go without an answer.
@@ -194,13 +196,14 @@ async fn resets_of_clients_for_whom_there_is_no_room_leave_the_places_for_tellin
             .await;
         }
     };
-    withstand(&gateway, SLACK_BYTES, [1_000, 2_000], attack).await;
-    all_places_are_free(&gateway, 60).await;
+    siege.withstand(attack).await;
+    all_places_are_free(&siege.end(), 60).await;
 }
 
 #[tokio::test]
 async fn half_handshakes_cannot_hold_up_the_end() {
-    let flags = [&PATIENT[..], &["--drain-grace", "0s", "--drain-duration", "100ms"]].concat();
+    let drain = ["--drain-grace", "0s", "--drain-duration", "100ms"];
+    let flags = [&TWO_SHARDS[..], &PATIENT, &drain].concat();
     let mut gateway = Gateway::start(&flags).await;
     let mut half = Vec::new();
     let request = request("/echo");
@@ -234,31 +237,31 @@ async fn ten_thousand_resets_right_after_the_request_leave_nothing() {
 
 #[tokio::test]
 async fn reset_at_any_byte_of_the_handshake_ends_it() {
-    let gateway = Gateway::start(&PATIENT).await;
+    let siege = Siege::begin(&PATIENT).await;
     let bytes = [request("/channels/reset?hello=true"), encode(TEXT, b"behind")].concat();
-    let mut turns = gateway.requests().await;
-    let attack = async |_| {
+    let mut turns = siege.gateway.requests().await;
+    let attack = async |siege: &Siege| {
         for end in 0..=bytes.len() {
-            let mut early = RawClient::connect(gateway.listen).await;
+            let mut early = RawClient::connect(siege.gateway.listen).await;
             early.send(&bytes[..end]).await;
             early.reset();
             // And once it was read.
-            let mut late = RawClient::connect(gateway.listen).await;
+            let mut late = RawClient::connect(siege.gateway.listen).await;
             late.send(&bytes[..end]).await;
             turns.ask(Method::GET, "/healthz", String::new()).await;
             late.reset();
         }
     };
-    withstand(&gateway, SLACK_BYTES, TWICE, attack).await;
+    siege.withstand(attack).await;
 }
 
 #[tokio::test]
 async fn half_close_at_any_byte_of_the_handshake_ends_it() {
-    let gateway = Gateway::start(&PATIENT).await;
+    let siege = Siege::begin(&PATIENT).await;
     let request = request("/echo");
-    let attack = async |_| {
+    let attack = async |siege: &Siege| {
         for end in 0..=request.len() {
-            let mut client = RawClient::connect(gateway.listen).await;
+            let mut client = RawClient::connect(siege.gateway.listen).await;
             client.send(&request[..end]).await;
             client.shut_down().await;
             let answer = client.reader.read_rest().await;
@@ -268,33 +271,34 @@ async fn half_close_at_any_byte_of_the_handshake_ends_it() {
             assert!(answer.is_empty() || may_be_answered, "{end}: {answer}");
         }
         // A frame that came with the request is heard, and answered, before the end is noticed.
-        let mut client = RawClient::connect(gateway.listen).await;
+        let mut client = RawClient::connect(siege.gateway.listen).await;
         client.send(&[&request[..], &encode(TEXT, b"last words")].concat()).await;
         client.shut_down().await;
         assert!(client.read_head().await.starts_with("HTTP/1.1 101 "));
         assert_eq!(client.read_message(TEXT).await, b"last words");
         client.read_end().await;
     };
-    withstand(&gateway, SLACK_BYTES, TWICE, attack).await;
+    siege.withstand(attack).await;
 }
 
 #[tokio::test]
 async fn answer_that_nobody_reads_holds_nothing_once_the_client_is_gone() {
+    const CLIENTS: usize = 300;
     const PATHS: [&str; 3] = ["/echo", "/channels/unread", "/nothing"];
-    let gateway = Gateway::start(&PATIENT).await;
-    let mut requests = gateway.requests().await;
-    let attack = async |clients| {
+    let siege = Siege::begin(&PATIENT).await;
+    let mut requests = siege.gateway.requests().await;
+    let attack = async |siege: &Siege| {
         let before = requests.scrape().await;
         let mut attackers = Vec::new();
-        for number in 0..clients {
-            let mut client = RawClient::connect_with_little_room(gateway.listen).await;
+        for number in 0..CLIENTS {
+            let mut client = RawClient::connect_with_little_room(siege.gateway.listen).await;
             client.send(&request(PATHS[number % PATHS.len()])).await;
             attackers.push(client);
         }
         until("all to be answered", async || {
             let now = requests.scrape().await;
             let more = |name| now.sum(name, &[]) - before.sum(name, &[]);
-            (more("wsgate_connections") + more(REJECTED) == clients as f64).then_some(())
+            (more("wsgate_connections") + more(REJECTED) == CLIENTS as f64).then_some(())
         })
         .await;
         for (number, client) in attackers.into_iter().enumerate() {
@@ -304,20 +308,22 @@ async fn answer_that_nobody_reads_holds_nothing_once_the_client_is_gone() {
             }
         }
     };
-    let after = withstand(&gateway, SLACK_BYTES, [300, 300], attack).await;
+    siege.withstand(attack).await;
+    let after = siege.gateway.metrics().await;
     assert_eq!(after.sum(REJECTED, &[("reason", "not_found")]), 200.0);
 }
 
 #[tokio::test]
 async fn slow_reader_of_the_101_gets_all_of_it_and_what_was_echoed_behind_it() {
-    let gateway = Gateway::start(&PATIENT).await;
+    const CLIENTS: usize = 20;
+    let siege = Siege::begin(&PATIENT).await;
     let message = vec![b'.'; 700];
     let bytes = [request("/echo?hello=true"), encode(TEXT, &message).repeat(100)].concat();
-    let attack = async |clients| {
+    let attack = async |siege: &Siege| {
         let mut attackers = Vec::new();
-        for _ in 0..clients {
+        for _ in 0..CLIENTS {
             // A window of a few segments, which stays shut while nothing is read.
-            let mut client = RawClient::connect_with_little_room(gateway.listen).await;
+            let mut client = RawClient::connect_with_little_room(siege.gateway.listen).await;
             client.offer(&bytes[..16 * 1_024]).await;
             attackers.push(client);
         }
@@ -335,7 +341,7 @@ async fn slow_reader_of_the_101_gets_all_of_it_and_what_was_echoed_behind_it() {
             client.read_end().await;
         }
     };
-    withstand(&gateway, 4.0 * MIB, [20, 20], attack).await;
+    siege.withstand(attack).await;
 }
 
 /// A gateway without a free descriptor: clients that are served, and clients that wait for one.
@@ -414,7 +420,7 @@ impl Exhausted {
 
 #[tokio::test]
 async fn gateway_at_its_limit_of_descriptors_serves_those_it_has_and_accepts_again() {
-    let gateway = Gateway::start(&PATIENT).await;
+    let gateway = Gateway::start(&[TWO_SHARDS, PATIENT].concat()).await;
     let mut requests = gateway.requests().await;
     let before = requests.scrape().await;
     let mut exhausted = Exhausted::new(&gateway, &mut requests).await;
@@ -452,15 +458,14 @@ async fn gateway_at_its_limit_of_descriptors_serves_those_it_has_and_accepts_aga
         (is_back("process_open_fds") && is_back("wsgate_connections")).then_some(())
     })
     .await;
-    let others = Others::start(&gateway).await;
-    others.check(others.served()).await;
-    others.end();
-    assert_eq!(requests.scrape().await.sum("wsgate_panics_total", &[]), 0.0);
+    let siege = Siege::of(gateway).await;
+    assert_eq!(siege.gateway.metrics().await.sum("wsgate_panics_total", &[]), 0.0);
 }
 
 #[tokio::test]
 async fn gateway_at_its_limit_of_descriptors_drains() {
-    let flags = [&PATIENT[..], &["--drain-grace", "0s", "--drain-duration", "100ms"]].concat();
+    let drain = ["--drain-grace", "0s", "--drain-duration", "100ms"];
+    let flags = [&TWO_SHARDS[..], &PATIENT, &drain].concat();
     let mut gateway = Gateway::start(&flags).await;
     let mut exhausted = Exhausted::new(&gateway, &mut gateway.requests().await).await;
     gateway.signal(Signal::TERM);
@@ -476,7 +481,7 @@ async fn log_of_a_gateway_at_its_limit_does_not_flood_while_clients_come_and_go(
     const COME_AND_GO: usize = 30;
     // That there are none, and that there are again, of each of two shards, and once more of either.
     const MOST_LINES: usize = 8;
-    let gateway = Gateway::start(&PATIENT).await;
+    let gateway = Gateway::start(&[TWO_SHARDS, PATIENT].concat()).await;
     let lines = gateway.log().lines().count();
     let mut requests = gateway.requests().await;
     let mut exhausted = Exhausted::new(&gateway, &mut requests).await;

@@ -2,14 +2,13 @@
 //!
 //! - [`gateway`]: one running gateway, its admin port, its log and its end.
 //! - [`admin`]: requests to the admin port.
-//! - [`attack`]: what must hold while a gateway is attacked, and afterwards.
 //! - [`freeze`]: one of its threads standing still.
 //! - [`metrics`]: a scrape, parsed as strictly as the format allows.
 //! - [`client`]: a WebSocket client that is not our own code.
 //! - [`raw`]: a TCP client that writes the bytes it is given, and reads what comes.
 //! - [`deflate`]: the same with permessage-deflate.
 //! - [`sequence`]: messages that tell their publisher and number.
-//! - [`siege`]: a gateway under attack, and the others that it serves meanwhile.
+//! - [`siege`]: what must hold while a gateway is attacked, and afterwards.
 //!
 //! Nothing here sleeps until something has surely happened: a test looks at the thing itself, with
 //! [`until`], or waits for it, with [`within`], and fails after [`PATIENCE`].
@@ -17,7 +16,6 @@
 #![allow(dead_code, reason = "each test file is a crate of its own and uses a part of this")]
 
 pub(crate) mod admin;
-pub(crate) mod attack;
 pub(crate) mod client;
 pub(crate) mod deflate;
 pub(crate) mod freeze;
