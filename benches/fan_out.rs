@@ -31,6 +31,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::oneshot;
+use wsgate::auth::access::Access;
 use wsgate::auth::origin::AllowedOrigins;
 use wsgate::broker::directory::Directory;
 use wsgate::broker::lane::{self, Weigh};
@@ -39,8 +40,8 @@ use wsgate::connection::outbound::{Limit, OutboundQueue, SlowConsumerPolicy};
 use wsgate::hub::{Group, Hub};
 use wsgate::pubsub::{BatchBuilder, ChannelName, ConnectionId, GatewayId, ShardId};
 use wsgate::shard::orders::{Handle, Order};
-use wsgate::shard::settings::{Compression, CompressionMode, Settings};
-use wsgate::shard::{Loads, Seed};
+use wsgate::shard::settings::{Admission, Compression, CompressionMode, Settings};
+use wsgate::shard::{Entrance, Listener, ListeningSocket, Loads, Seed};
 use wsgate::telemetry::counters::Counters;
 use wsgate::wire::deflate::Deflater;
 use wsgate::wire::extensions::WindowBits;
@@ -482,6 +483,9 @@ impl Shard {
             mailbox_bytes: 16 << 20,
             max_channels_per_connection: CHANNELS_PER_CONNECTION,
             allowed_origins: AllowedOrigins::same_host(),
+            access: Arc::new(Access::open()),
+            admission: Admission::default(),
+            console: false,
         };
         let bounds = Bounds { entries: settings.mailbox_entries, bytes: settings.mailbox_bytes };
         let (mut seats, _) = memory::connect(1, bounds);
@@ -491,7 +495,10 @@ impl Shard {
             id: ShardId::new(0),
             gateway: GatewayId::new(7),
             settings: Arc::new(settings),
-            listener,
+            listeners: vec![Listener {
+                socket: ListeningSocket::Tcp(listener),
+                entrance: Entrance::default(),
+            }],
             seat: seats.remove(0),
             orders,
             shards: Arc::from([handle.clone()]),

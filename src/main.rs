@@ -4,10 +4,14 @@
 use std::error::Error;
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use clap::Parser as _;
-use wsgate::config::{Cli, Command, Config, Flags};
-use wsgate::{server, telemetry};
+use wsgate::config::{
+    self, Cli, Command, Config, ConfigCommand, ConnectFlags, Flags, TOKEN_VARIABLE, TokenCommand,
+    words,
+};
+use wsgate::{client, server, telemetry, tool};
 
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -19,6 +23,14 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(flags) => serve(&flags),
         Command::Check(flags) => check(&flags),
+        Command::Token(command) => token(&command),
+        Command::Connect(flags) => connect(*flags),
+        Command::Config(ConfigCommand::Doc) => print(words::settings().as_bytes()),
+        Command::Completions { shell } => print(&words::completions(shell)),
+        Command::Man { directory: Some(directory), .. } => {
+            words::write_manuals(&directory).map_err(failed)
+        }
+        Command::Man { command, directory: None } => manual(command.as_deref()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -34,11 +46,19 @@ type Failure = (ExitCode, Box<dyn Error>);
 
 fn serve(flags: &Flags) -> Result<(), Failure> {
     let config = load(flags)?;
-    telemetry::logging::install(config.log_format, &config.log_level).map_err(failed)?;
+    let log = telemetry::logging::install(config.log_format, &config.log_level).map_err(failed)?;
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
-    server::serve(config.settings).map_err(failed)
+    let (flags, settings, mut running) = (flags.clone(), config.settings.clone(), config);
+    let reload = move || {
+        let config::Reloaded { config, taken, not_taken } = running.reload(&flags)?;
+        log.set_filter(&config.log_level);
+        let (settings, warnings) = (config.settings.clone(), config.warnings());
+        running = config;
+        Ok(server::reload::Reloaded { settings, taken, not_taken, warnings })
+    };
+    server::serve(settings, Box::new(reload)).map_err(failed)
 }
 
 fn check(flags: &Flags) -> Result<(), Failure> {
@@ -46,8 +66,34 @@ fn check(flags: &Flags) -> Result<(), Failure> {
     for warning in config.warnings() {
         eprintln!("wsgate: warning: {warning}");
     }
+    print(format!("{}ok\n", config.to_toml()).as_bytes())
+}
+
+fn connect(flags: ConnectFlags) -> Result<(), Failure> {
+    let options = flags
+        .options(std::env::var_os(TOKEN_VARIABLE))
+        .map_err(|error| (USAGE.into(), error.into()))?;
+    client::connect(&options).map_err(failed)
+}
+
+fn manual(command: Option<&str>) -> Result<(), Failure> {
+    let page = words::manual(command);
+    let page = page.ok_or_else(|| (USAGE.into(), "there is no such command".into()))?;
+    print(&page)
+}
+
+fn print(text: &[u8]) -> Result<(), Failure> {
     // Not `println!`, which panics when a pager is closed early.
-    writeln!(std::io::stdout(), "{}ok", config.to_toml()).map_err(failed)
+    std::io::stdout().write_all(text).map_err(failed)
+}
+
+fn token(command: &TokenCommand) -> Result<(), Failure> {
+    let config = load(command.flags())?;
+    let answer = tool::token::run(command, &config, SystemTime::now()).map_err(|error| {
+        let code = if error.is_usage() { USAGE.into() } else { ExitCode::FAILURE };
+        (code, error.into())
+    })?;
+    writeln!(std::io::stdout(), "{answer}").map_err(failed)
 }
 
 fn load(flags: &Flags) -> Result<Config, Failure> {

@@ -4,6 +4,9 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use crate::auth::access::RenewalError;
+use crate::auth::identity::UserError;
+use crate::auth::token::TokenError;
 use crate::pubsub::{ChannelNameError, ConnectionIdError};
 
 /// Why a call was not carried out. Codes below 400 are Centrifugo's.
@@ -14,7 +17,8 @@ pub enum ApiError {
     Unauthorized(&'static str),
     /// 104.
     #[error(
-        "there is no method {0}; there are publish, broadcast, send, disconnect, channels and info"
+        "there is no method {0}; there are publish, broadcast, send, disconnect, refresh, connection, \
+         channels, info, drain and shed"
     )]
     MethodNotFound(String),
     /// 107, and the body is not JSON at all.
@@ -29,6 +33,15 @@ pub enum ApiError {
     /// 107.
     #[error("connection: {0}")]
     ConnectionId(#[from] ConnectionIdError),
+    /// 107.
+    #[error("user: {0}")]
+    User(#[from] UserError),
+    /// 107.
+    #[error("connection: it came without a token, so there is nothing to renew")]
+    ConnectionAnonymous,
+    /// 107: 101 is about the API key. 109 where it has expired.
+    #[error("token: {0}")]
+    Token(RenewalError),
     /// 106.
     #[error("the message has {bytes} bytes; max_message_bytes is {max_bytes}")]
     MessageTooBig {
@@ -49,6 +62,9 @@ pub enum ApiError {
     /// 404.
     #[error("no connection has this id; it may have ended")]
     ConnectionNotFound,
+    /// 409. It goes on already, and once at a time is enough.
+    #[error("{0}")]
+    Conflict(&'static str),
     /// 108. The call may be made again.
     #[error("{0}; try again")]
     Busy(&'static str),
@@ -65,9 +81,14 @@ impl ApiError {
             | Self::BadRequest(_)
             | Self::ChannelName(_)
             | Self::ConnectionId(_)
+            | Self::User(_)
+            | Self::ConnectionAnonymous
             | Self::BodyIncomplete => 107,
+            Self::Token(RenewalError::Token(TokenError::Expired)) => 109,
+            Self::Token(_) => 107,
             Self::Busy(_) => 108,
             Self::ConnectionNotFound => 404,
+            Self::Conflict(_) => 409,
         }
     }
 
@@ -80,8 +101,12 @@ impl ApiError {
             Self::NotJson(_)
             | Self::BadRequest(_)
             | Self::ChannelName(_)
-            | Self::ConnectionId(_) => StatusCode::BAD_REQUEST,
+            | Self::ConnectionId(_)
+            | Self::User(_)
+            | Self::ConnectionAnonymous
+            | Self::Token(_) => StatusCode::BAD_REQUEST,
             Self::BodyIncomplete => StatusCode::REQUEST_TIMEOUT,
+            Self::Conflict(_) => StatusCode::CONFLICT,
             Self::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -100,7 +125,11 @@ impl ApiError {
             Self::BadRequest(_)
             | Self::ChannelName(_)
             | Self::ConnectionId(_)
+            | Self::User(_)
+            | Self::ConnectionAnonymous
+            | Self::Token(_)
             | Self::MessageTooBig { .. }
+            | Self::Conflict(_)
             | Self::ConnectionNotFound => false,
         }
     }

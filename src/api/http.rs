@@ -73,9 +73,9 @@ where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    authorize(&gateway.access, headers)?;
+    authorize(&gateway.access(), headers)?;
     // Each byte of a message may be written as an escape of six.
-    let max_bytes = gateway.max_message_bytes.saturating_mul(6).saturating_add(BODY_MARGIN_BYTES);
+    let max_bytes = gateway.max_message_bytes().saturating_mul(6).saturating_add(BODY_MARGIN_BYTES);
     // Who asks before sending is answered before. Others are sending already, and many of them do not
     // read an answer before they are done.
     if headers.contains_key(EXPECT) && body.size_hint().lower() > max_bytes as u64 {
@@ -89,7 +89,7 @@ where
         }
         Ok(Err(_)) | Err(_) => return Err(ApiError::BodyIncomplete),
     };
-    let rules = Rules { gateway: gateway.id, max_message_bytes: gateway.max_message_bytes };
+    let rules = Rules { gateway: gateway.id, max_message_bytes: gateway.max_message_bytes() };
     methods::carry_out(gateway, Call::parse(method, &body, &rules)?).await
 }
 

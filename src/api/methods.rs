@@ -1,5 +1,5 @@
-//! Carries out what a [`Call`] asks for: Centrifugo's `publish`, `broadcast`, `disconnect`, `channels`
-//! and `info`, and `send`, which it has not.
+//! Carries out what a [`Call`] asks for: Centrifugo's `publish`, `broadcast`, `disconnect`, `refresh`,
+//! `channels` and `info`, and `send`, `connection`, `drain` and `shed`, which it has not.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,10 +10,10 @@ use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
 
 use crate::api::error::ApiError;
-use crate::api::gateway::Gateway;
+use crate::api::gateway::{DrainRequest, Gateway, Phase};
 use crate::api::request::Call;
 use crate::pubsub::{Batch, ChannelName, ConnectionId};
-use crate::shard::orders::Order;
+use crate::shard::orders::{Description, Order, Refreshed, Renewal, Shed, Whose};
 
 /// How long to wait for a shard's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -31,14 +31,28 @@ pub async fn carry_out(gateway: &Gateway, call: Call) -> Result<Value, ApiError>
         }
         Call::Broadcast { channels, frame } => Ok(broadcast(gateway, channels, frame)),
         Call::Send { connection, frame } => {
-            ask_one(gateway, connection, |reply| Order::Send { connection, frame, reply }).await
+            tell_one(gateway, connection, |reply| Order::Send { connection, frame, reply }).await
         }
-        Call::Disconnect { connection, code, reason } => {
-            let order = |reply| Order::Disconnect { connection, code, reason, reply };
-            ask_one(gateway, connection, order).await
+        Call::Disconnect {
+            whose: Whose::Connection { connection, user }, code, reason, ..
+        } => {
+            let order = |reply| Order::Disconnect { connection, user, code, reason, reply };
+            tell_one(gateway, connection, order).await
         }
+        Call::Disconnect { whose: Whose::User(user), except, code, reason } => {
+            let order = |reply| {
+                let (user, except, reason) = (user.clone(), except.clone(), reason.clone());
+                Order::DisconnectUser { user, except, code, reason, reply }
+            };
+            ask_all(gateway, order).await?;
+            Ok(json!({}))
+        }
+        Call::Refresh { whose, renewal } => refresh(gateway, whose, renewal).await,
+        Call::Connection { connection } => describe(gateway, connection).await,
         Call::Channels { pattern } => channels(gateway, pattern).await,
         Call::Info => Ok(info(gateway)),
+        Call::Drain { grace, duration } => drain(gateway, DrainRequest { grace, duration }),
+        Call::Shed { percent, duration } => shed(gateway, percent, duration).await,
     }
 }
 
@@ -75,20 +89,32 @@ fn publish_batch(
     }
 }
 
+/// Renews the token of one connection, or of all that a user has.
+async fn refresh(gateway: &Gateway, whose: Whose, renewal: Renewal) -> Result<Value, ApiError> {
+    let order = |reply| Order::Refresh { whose: whose.clone(), renewal: renewal.clone(), reply };
+    let answers = match &whose {
+        Whose::Connection { connection, .. } => {
+            vec![ask_one(gateway, *connection, order).await?]
+        }
+        Whose::User(_) => ask_all(gateway, order).await?,
+    };
+    for answer in answers {
+        match answer {
+            Refreshed::Done => {}
+            Refreshed::NotFound => return Err(ApiError::ConnectionNotFound),
+            Refreshed::Anonymous => return Err(ApiError::ConnectionAnonymous),
+            Refreshed::Refused(error) => return Err(ApiError::Token(error)),
+        }
+    }
+    Ok(json!({}))
+}
+
 /// Answers with how many subscriptions each channel has.
 async fn channels(gateway: &Gateway, pattern: Option<GlobMatcher>) -> Result<Value, ApiError> {
-    let mut answers = Vec::new();
-    for shard in gateway.shards() {
-        let (reply, answer) = oneshot::channel();
-        let order = Order::Channels { pattern: pattern.clone(), reply };
-        shard.try_order(order).map_err(|_| ApiError::Busy("a shard is busy"))?;
-        answers.push(answer);
-    }
+    let order = |reply| Order::Channels { pattern: pattern.clone(), reply };
     let mut counts = std::collections::BTreeMap::<ChannelName, usize>::new();
-    for answer in answers {
-        for (channel, subscriptions) in answered(answer).await? {
-            *counts.entry(channel).or_default() += subscriptions;
-        }
+    for (channel, subscriptions) in ask_all(gateway, order).await?.into_iter().flatten() {
+        *counts.entry(channel).or_default() += subscriptions;
     }
     let channels = counts.into_iter().map(|(channel, subscriptions)| {
         (channel.as_str().to_owned(), json!({ "num_clients": subscriptions }))
@@ -112,17 +138,100 @@ fn info(gateway: &Gateway) -> Value {
     }] })
 }
 
-/// Gives an order about one connection to its shard, which says whether the connection is open.
-async fn ask_one(
+/// Begins a drain, and answers before it is over.
+fn drain(gateway: &Gateway, request: DrainRequest) -> Result<Value, ApiError> {
+    match gateway.request_drain(request) {
+        true => Ok(json!({})),
+        false => Err(ApiError::Conflict("the gateway drains already")),
+    }
+}
+
+/// Begins to close a share of the connections, and answers with how many that are before they are
+/// closed.
+async fn shed(gateway: &Gateway, percent: f64, duration: Duration) -> Result<Value, ApiError> {
+    if gateway.phase() != Phase::Serving {
+        return Err(ApiError::Conflict("the gateway drains"));
+    }
+    let now = Instant::now();
+    if gateway.shedding_until.get().is_some_and(|until| now < until) {
+        return Err(ApiError::Conflict("connections are being shed already"));
+    }
+    gateway.shedding_until.set(Some(now + duration));
+    let mut answers = Vec::new();
+    for (index, shard) in gateway.shards().iter().enumerate() {
+        let rounding = (index as f64 + 0.5) / gateway.shards().len() as f64;
+        let shed = Shed { share: percent / 100.0, rounding, duration };
+        let (reply, answer) = oneshot::channel();
+        // All or none would take a second round of orders; so those that can begin do.
+        if shard.try_order(Order::Shed { shed, reply }).is_ok() {
+            answers.push(answer);
+        }
+    }
+    if answers.is_empty() {
+        gateway.shedding_until.set(None);
+        return Err(ApiError::Busy("all shards are busy"));
+    }
+    let mut connections = 0;
+    for answer in answers {
+        connections += answered(answer).await?;
+    }
+    tracing::info!(percent, ?duration, connections, "shedding connections");
+    Ok(json!({ "num_clients": connections }))
+}
+
+/// Gives an order about one connection to its shard, and returns the answer.
+async fn ask_one<T>(
     gateway: &Gateway,
     connection: ConnectionId,
-    order: impl FnOnce(oneshot::Sender<bool>) -> Order,
-) -> Result<Value, ApiError> {
+    order: impl FnOnce(oneshot::Sender<T>) -> Order,
+) -> Result<T, ApiError> {
     let shard =
         gateway.shards().get(connection.shard.index()).ok_or(ApiError::ConnectionNotFound)?;
     let (reply, answer) = oneshot::channel();
     shard.try_order(order(reply)).map_err(|_| ApiError::Busy("the connection's shard is busy"))?;
-    if answered(answer).await? { Ok(json!({})) } else { Err(ApiError::ConnectionNotFound) }
+    answered(answer).await
+}
+
+/// Gives an order about one connection to its shard, which says whether the connection is open.
+async fn tell_one(
+    gateway: &Gateway,
+    connection: ConnectionId,
+    order: impl FnOnce(oneshot::Sender<bool>) -> Order,
+) -> Result<Value, ApiError> {
+    let is_open = ask_one(gateway, connection, order).await?;
+    if is_open { Ok(json!({})) } else { Err(ApiError::ConnectionNotFound) }
+}
+
+/// Gives an order to every shard, and returns their answers. Where one is busy the others may have
+/// carried it out: whoever calls again does no harm.
+async fn ask_all<T>(
+    gateway: &Gateway,
+    order: impl Fn(oneshot::Sender<T>) -> Order,
+) -> Result<Vec<T>, ApiError> {
+    let mut answers = Vec::new();
+    for shard in gateway.shards() {
+        let (reply, answer) = oneshot::channel();
+        shard.try_order(order(reply)).map_err(|_| ApiError::Busy("a shard is busy"))?;
+        answers.push(answer);
+    }
+    let mut answered_by_all = Vec::with_capacity(answers.len());
+    for answer in answers {
+        answered_by_all.push(answered(answer).await?);
+    }
+    Ok(answered_by_all)
+}
+
+/// Answers with where the client of a connection is, and with its channels.
+async fn describe(gateway: &Gateway, connection: ConnectionId) -> Result<Value, ApiError> {
+    let order = |reply| Order::Describe { connection, reply };
+    let found = ask_one(gateway, connection, order).await?;
+    let Description { address, channels } = found.ok_or(ApiError::ConnectionNotFound)?;
+    let channels: Vec<&str> = channels.iter().map(ChannelName::as_str).collect();
+    Ok(json!({
+        "connection": connection.to_uuid(gateway.id),
+        "address": address.map(|address| address.to_string()),
+        "channels": channels,
+    }))
 }
 
 async fn answered<T>(answer: oneshot::Receiver<T>) -> Result<T, ApiError> {

@@ -1,13 +1,18 @@
 //! What does a call ask for? A method and a body go in, what to do comes out: no gateway is asked, so
 //! whoever has bytes can find out what they mean.
 
+use std::time::Duration;
+
 use base64::Engine;
 use bytes::Bytes;
 use globset::{GlobBuilder, GlobMatcher};
 use serde_json::{Map, Value};
 
 use crate::api::error::ApiError;
-use crate::pubsub::{ChannelName, ConnectionId, GatewayId};
+use crate::auth::identity::{UnixSeconds, User};
+use crate::auth::token::MAX_TOKEN_BYTES;
+use crate::pubsub::{ChannelName, ConnectionId, ConnectionIdError, GatewayId};
+use crate::shard::orders::{Renewal, Whose};
 use crate::wire::close::{CloseCode, MAX_REASON_BYTES};
 use crate::wire::frame;
 use crate::wire::header::Opcode;
@@ -15,11 +20,19 @@ use crate::wire::header::Opcode;
 /// Channels of one broadcast.
 pub const MAX_BROADCAST_CHANNELS: usize = 10_000;
 
+/// Connections that a disconnect of a user may leave alone.
+const MAX_WHITELIST: usize = 1_000;
+
 /// Longest pattern in bytes: four times the longest name.
 const MAX_PATTERN_BYTES: usize = 4 * ChannelName::MAX_BYTES;
 
 /// Alternatives in a pattern. Each can be one level of recursion, and 130 are too many.
 const MAX_PATTERN_BRACES: usize = 32;
+
+/// Longest grace or duration of a call.
+const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
+
+const DURATION: &str = "a text with a unit such as \"30s\"";
 
 /// What a call asks for.
 #[derive(Debug)]
@@ -46,14 +59,28 @@ pub enum Call {
         /// The message as a whole server frame.
         frame: Bytes,
     },
-    /// Close one connection.
+    /// Close one connection, or all of a user.
     Disconnect {
-        /// The connection.
-        connection: ConnectionId,
+        /// Which.
+        whose: Whose,
+        /// But none of these, where all of a user are meant.
+        except: Vec<ConnectionId>,
         /// With which code.
         code: CloseCode,
         /// At most [`MAX_REASON_BYTES`] long.
         reason: String,
+    },
+    /// Renew the token of one connection, or of all of a user.
+    Refresh {
+        /// Which.
+        whose: Whose,
+        /// By what.
+        renewal: Renewal,
+    },
+    /// Tell what is known of one connection.
+    Connection {
+        /// The connection.
+        connection: ConnectionId,
     },
     /// Tell which channels there are.
     Channels {
@@ -62,6 +89,20 @@ pub enum Call {
     },
     /// Tell how the gateway does.
     Info,
+    /// Drain the gateway, as SIGTERM does. What is not said is as the settings have it.
+    Drain {
+        /// How long to accept on.
+        grace: Option<Duration>,
+        /// Over how long the closes are spread.
+        duration: Option<Duration>,
+    },
+    /// Close a share of the connections, and serve on.
+    Shed {
+        /// More than 0, at most 100.
+        percent: f64,
+        /// Over how long the closes are spread.
+        duration: Duration,
+    },
 }
 
 /// What the meaning of a body depends on beside its bytes.
@@ -98,11 +139,22 @@ impl Call {
                 frame: message(parameters, rules)?,
             }),
             "disconnect" => disconnect(parameters, rules),
+            "refresh" => refresh(parameters, rules),
+            "connection" => Ok(Self::Connection { connection: connection(parameters, rules)? }),
             "channels" => match string(parameters, "pattern")? {
                 None | Some("") => Ok(Self::Channels { pattern: None }),
                 Some(pattern) => Ok(Self::Channels { pattern: Some(glob(pattern)?) }),
             },
             "info" => Ok(Self::Info),
+            "drain" => Ok(Self::Drain {
+                grace: duration(parameters, "grace")?,
+                duration: duration(parameters, "duration")?,
+            }),
+            "shed" => Ok(Self::Shed {
+                percent: percent(parameters)?,
+                duration: duration(parameters, "duration")?
+                    .ok_or_else(|| missing("duration", DURATION))?,
+            }),
             unknown => Err(ApiError::MethodNotFound(unknown.chars().take(64).collect())),
         }
     }
@@ -144,10 +196,11 @@ fn channels(parameters: &Parameters) -> Result<Vec<Result<ChannelName, ApiError>
     Ok(names.collect())
 }
 
-/// `{"connection": id, "code": 3000..=4999 or one of RFC 6455, "reason": …}`; code and reason may
+/// `{"connection": id}` or `{"user": name}`, with both only that connection of that user, and with
+/// `whitelist` all of a user but these; as in Centrifugo. `{"code": 3000..=4999 or one of RFC 6455, "reason": …}`; code and reason may
 /// also stand in an object `disconnect`, as in Centrifugo.
 fn disconnect(parameters: &Parameters, rules: &Rules) -> Result<Call, ApiError> {
-    let connection = connection(parameters, rules)?;
+    let (whose, except) = (whose(parameters, rules)?, whitelist(parameters, rules)?);
     let place = match parameters.get("disconnect") {
         None | Some(Value::Null) => parameters,
         Some(Value::Object(inner)) => inner,
@@ -174,7 +227,76 @@ fn disconnect(parameters: &Parameters, rules: &Rules) -> Result<Call, ApiError> 
         let text = format!("reason has {bytes} bytes; a Close frame holds {MAX_REASON_BYTES}");
         return Err(ApiError::BadRequest(text));
     }
-    Ok(Call::Disconnect { connection, code, reason })
+    Ok(Call::Disconnect { whose, except, code, reason })
+}
+
+/// The connections that are not meant. Those of other processes are not here anyway.
+fn whitelist(parameters: &Parameters, rules: &Rules) -> Result<Vec<ConnectionId>, ApiError> {
+    let ids = match parameters.get("whitelist") {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::Array(ids)) if ids.len() > MAX_WHITELIST => {
+            let (count, most) = (ids.len(), MAX_WHITELIST);
+            let text = format!("whitelist has {count} entries; it may have {most}");
+            return Err(ApiError::BadRequest(text));
+        }
+        Some(Value::Array(ids)) => ids,
+        Some(other) => return Err(wrong_type("whitelist", "a list of connection ids", other)),
+    };
+    let mut connections = Vec::new();
+    for id in ids {
+        let Value::String(id) = id else {
+            return Err(wrong_type("an entry of whitelist", "a string", id));
+        };
+        match ConnectionId::parse_uuid(id, rules.gateway) {
+            Ok(id) => connections.push(id),
+            Err(ConnectionIdError::NotAnId) => {
+                return Err(ApiError::ConnectionId(ConnectionIdError::NotAnId));
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(connections)
+}
+
+/// `{"connection": id}` or `{"user": name}` with one of `{"token": …}`, `{"expire_at": seconds}` and
+/// `{"expired": true}`; the latter two as in Centrifugo.
+fn refresh(parameters: &Parameters, rules: &Rules) -> Result<Call, ApiError> {
+    let whose = whose(parameters, rules)?;
+    let mut renewals = Vec::new();
+    match string(parameters, "token")? {
+        None | Some("") => {}
+        Some(token) if token.len() > MAX_TOKEN_BYTES => {
+            let bytes = token.len();
+            let text = format!("token has {bytes} bytes; it may have {MAX_TOKEN_BYTES}");
+            return Err(ApiError::BadRequest(text));
+        }
+        Some(token) => renewals.push(Renewal::Token(token.into())),
+    }
+    match parameters.get("expire_at") {
+        None | Some(Value::Null) => {}
+        Some(Value::Number(seconds)) => match seconds.as_u64() {
+            // What Centrifugo's clients send for "not given".
+            Some(0) => {}
+            Some(seconds) => renewals.push(Renewal::ExpireAt(UnixSeconds(seconds))),
+            None => {
+                let text = "expire_at is not a whole number of seconds since 1970".to_owned();
+                return Err(ApiError::BadRequest(text));
+            }
+        },
+        Some(other) => return Err(wrong_type("expire_at", "seconds since 1970", other)),
+    }
+    match parameters.get("expired") {
+        None | Some(Value::Null | Value::Bool(false)) => {}
+        Some(Value::Bool(true)) => renewals.push(Renewal::Expired),
+        Some(other) => return Err(wrong_type("expired", "true or false", other)),
+    }
+    match <[Renewal; 1]>::try_from(renewals) {
+        Ok([renewal]) => Ok(Call::Refresh { whose, renewal }),
+        Err(_) => {
+            let text = "give one of token, expire_at and expired".to_owned();
+            Err(ApiError::BadRequest(text))
+        }
+    }
 }
 
 /// Reads a pattern, which is bounded in length and depth: globset and the regular expression that it
@@ -193,6 +315,20 @@ fn glob(pattern: &str) -> Result<GlobMatcher, ApiError> {
             let text = format!("pattern is not a glob such as news:*: {}", error.kind());
             Err(ApiError::BadRequest(text))
         }
+    }
+}
+
+/// Which connections: one by its id, or all of a user; where both are given that one, if it is that
+/// user's. An empty user is none, as Centrifugo's clients send it.
+fn whose(parameters: &Parameters, rules: &Rules) -> Result<Whose, ApiError> {
+    let user = match string(parameters, "user")? {
+        None | Some("") => None,
+        Some(user) => Some(User::new(user)?),
+    };
+    let names = |name| matches!(string(parameters, name), Ok(None | Some("")));
+    match user {
+        Some(user) if names("connection") && names("client") => Ok(Whose::User(user)),
+        user => Ok(Whose::Connection { connection: connection(parameters, rules)?, user }),
     }
 }
 
@@ -234,6 +370,34 @@ fn encode(rules: &Rules, opcode: Opcode, payload: &[u8]) -> Result<Bytes, ApiErr
         return Err(ApiError::MessageTooBig { bytes, max_bytes });
     }
     Ok(frame::encode(opcode, payload))
+}
+
+/// A duration as the settings have it, up to [`MAX_DURATION`].
+fn duration(parameters: &Parameters, name: &str) -> Result<Option<Duration>, ApiError> {
+    let Some(text) = string(parameters, name)? else {
+        return Ok(None);
+    };
+    let wrong = |problem: &str| {
+        Err(ApiError::BadRequest(format!("{name} is {problem}; it is {DURATION}, up to 24h")))
+    };
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration <= MAX_DURATION => Ok(Some(duration)),
+        Ok(_) => wrong("too long"),
+        Err(_) => wrong("no duration"),
+    }
+}
+
+/// The share of connections to shed.
+fn percent(parameters: &Parameters) -> Result<f64, ApiError> {
+    let expected = "a number of more than 0 and at most 100";
+    match parameters.get("percent") {
+        None | Some(Value::Null) => Err(missing("percent", expected)),
+        Some(Value::Number(number)) => {
+            let percent = number.as_f64().filter(|percent| *percent > 0.0 && *percent <= 100.0);
+            percent.ok_or_else(|| ApiError::BadRequest(format!("percent must be {expected}")))
+        }
+        Some(other) => Err(wrong_type("percent", expected, other)),
+    }
 }
 
 fn required_string<'a>(parameters: &'a Parameters, name: &str) -> Result<&'a str, ApiError> {
@@ -317,6 +481,39 @@ mod tests {
         }
         let long = format!("{{\"pattern\":\"{}\"}}", "?".repeat(600_000));
         assert!(refusal("channels", &long).starts_with("pattern has 600000 bytes"));
+    }
+
+    #[test]
+    fn drain_and_shed_take_durations_with_units_and_shares_that_are_some() {
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        assert!(matches!(parse("drain", ""), Ok(Call::Drain { grace: None, duration: None })));
+        let Ok(Call::Drain { grace, duration }) =
+            parse("drain", r#"{"grace":"0s","duration":"1m 30s"}"#)
+        else {
+            panic!("both may be given");
+        };
+        assert_eq!((grace, duration), (seconds(0), seconds(90)));
+        let Ok(Call::Shed { percent, duration }) =
+            parse("shed", r#"{"percent":2.5,"duration":"30s"}"#)
+        else {
+            panic!("a fortieth");
+        };
+        assert_eq!((percent, Some(duration)), (2.5, seconds(30)));
+        assert!(parse("shed", r#"{"percent":100,"duration":"0s"}"#).is_ok());
+        for (method, body, problem) in [
+            ("drain", r#"{"grace":"soon"}"#, "grace is no duration"),
+            ("drain", r#"{"duration":20}"#, "duration is a number"),
+            ("drain", r#"{"duration":"25h"}"#, "duration is too long"),
+            ("shed", r#"{"percent":10}"#, "duration is missing"),
+            ("shed", r#"{"duration":"1s"}"#, "percent is missing"),
+            ("shed", r#"{"percent":0,"duration":"1s"}"#, "percent must be"),
+            ("shed", r#"{"percent":-1,"duration":"1s"}"#, "percent must be"),
+            ("shed", r#"{"percent":100.1,"duration":"1s"}"#, "percent must be"),
+            ("shed", r#"{"percent":1e999,"duration":"1s"}"#, "percent must be"),
+            ("shed", r#"{"percent":"10%","duration":"1s"}"#, "percent is a string"),
+        ] {
+            assert!(refusal(method, body).starts_with(problem), "{}", refusal(method, body));
+        }
     }
 
     #[test]

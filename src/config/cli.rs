@@ -6,12 +6,21 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, Parser, Subcommand, value_parser};
+use clap_complete::Shell;
 
+use super::connect::{ConnectFlags, EXAMPLES};
 use super::key::{DefaultValue, Key};
+use super::token_command::TokenCommand;
 
 /// The arguments of `wsgate`.
 #[derive(Debug, Parser)]
-#[command(name = "wsgate", version, about = "A multi-core WebSocket gateway")]
+#[command(
+    name = "wsgate",
+    version,
+    about = "A multi-core WebSocket gateway",
+    max_term_width = 80,
+    after_help = START_HELP
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -27,14 +36,61 @@ pub enum Command {
     /// Validate a configuration exactly as serve would, and show the settings that hold
     #[command(after_help = SOURCES_HELP)]
     Check(Flags),
+    /// Make and check tokens, with the settings about tokens that serve would have
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Talk to a WebSocket server, at a terminal or in a script
+    #[command(after_help = EXAMPLES)]
+    Connect(Box<ConnectFlags>),
+    /// Tell about the settings
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a script that completes arguments in a shell
+    #[command(after_help = COMPLETIONS_HELP)]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print a page of the manual
+    #[command(after_help = "Read one with: wsgate man connect | man -l -")]
+    Man {
+        /// The command that it is about [default: wsgate itself]
+        #[arg(value_name = "COMMAND", conflicts_with = "directory")]
+        command: Option<String>,
+        /// Write all pages into this directory instead
+        #[arg(long, value_name = "DIRECTORY")]
+        directory: Option<PathBuf>,
+    },
 }
 
-const SOURCES_HELP: &str = "\
-Every option but --config can also be set in the environment and in the file, by the same word:
-  --max-message-bytes 64KiB    WSGATE_MAX_MESSAGE_BYTES=64KiB    max_message_bytes = \"64KiB\"
-A flag wins over the environment, and the environment over the file.
+/// What can be told about the settings.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print every setting with its default, its unit and its meaning
+    Doc,
+}
 
-Sizes are bytes or have a unit: 65536, 64KiB, 1MiB. Durations have a unit: 500ms, 25s, 1m 30s.";
+const START_HELP: &str = "\
+Start:    wsgate serve
+Try it:   wsgate connect ws://localhost:8080/echo
+Settings: wsgate config doc";
+
+const COMPLETIONS_HELP: &str = "\
+Bash: wsgate completions bash > ~/.local/share/bash-completion/completions/wsgate
+Zsh:  wsgate completions zsh > a file _wsgate in a directory of $fpath
+Fish: wsgate completions fish > ~/.config/fish/completions/wsgate.fish";
+
+const SOURCES_HELP: &str = "\
+Every option but --config can also be set in the environment and in the file, by
+the same word:
+  --max-message-bytes 64KiB
+  WSGATE_MAX_MESSAGE_BYTES=64KiB
+  max_message_bytes = \"64KiB\"
+A flag wins over the environment, and the environment over the file.
+On SIGHUP serve reads them anew, and the settings marked [reload] change at once.
+
+Sizes are bytes or have a unit: 65536, 64KiB, 1MiB. Durations have a unit: 500ms,
+25s, 1m 30s.";
 
 /// The settings that were given as flags, as they were written.
 #[derive(Clone, Default)]
@@ -45,6 +101,9 @@ pub struct Flags {
 }
 
 const CONFIG: &str = "config";
+
+/// Behind the help of a setting that can change while the gateway runs.
+const RELOADS: &str = " [reload]";
 
 impl Flags {
     /// The file that `--config` names.
@@ -72,13 +131,14 @@ impl clap::Args for Flags {
                 DefaultValue::Text(text) => text,
                 DefaultValue::Described(words) => words,
             };
+            let reload = if key.needs_restart() { "" } else { RELOADS };
             let action = if key.is_list() { ArgAction::Append } else { ArgAction::Set };
             command.arg(
                 Arg::new(about.name)
                     .long(about.name)
                     .value_name(about.placeholder)
                     .action(action)
-                    .help(format!("{} [default: {default}]", about.help))
+                    .help(format!("{} [default: {default}]{reload}", about.help))
                     .help_heading(about.heading),
             )
         })

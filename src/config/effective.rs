@@ -4,7 +4,10 @@
 use std::fmt::Write as _;
 
 use super::key::Key;
-use super::{Config, compression_mode_name, slow_consumer_name, value};
+use super::{
+    Config, client_auth_name, compression_mode_name, forwarded_header_name, http2_name,
+    proxy_protocol_name, rate_limit_action_name, slow_consumer_name, switch_name, value,
+};
 
 impl Config {
     /// Every setting on a line of its own, with the source of its value as a comment; one that is
@@ -32,9 +35,13 @@ impl Config {
         };
         let duration = |duration| quoted(&value::show_duration(duration));
         Some(match key {
-            Key::Listen => quoted(&server.listen.to_string()),
+            Key::Listen => one_or_list(&server.listen),
+            Key::PlainListen => {
+                (!server.plain_listen.is_empty()).then(|| one_or_list(&server.plain_listen))?
+            }
             Key::AdminListen => quoted(&server.admin_listen.to_string()),
             Key::PortFile => quoted(&server.port_file.as_ref()?.to_string_lossy()),
+            Key::HandoverSocket => quoted(&server.handover_socket.as_ref()?.to_string_lossy()),
             Key::Shards => server.shards.to_string(),
             Key::MaxConnections => server.max_connections?.to_string(),
             Key::MaxChannelsPerConnection => shard.max_channels_per_connection.to_string(),
@@ -46,10 +53,52 @@ impl Config {
             Key::SlowConsumer => quoted(slow_consumer_name(shard.slow_consumer)),
             Key::MailboxEntries => shard.mailbox_entries.to_string(),
             Key::MailboxBytes => size(shard.mailbox_bytes),
+            Key::TlsCert => {
+                let pairs = &server.tls.as_ref()?.pairs;
+                one_or_list(pairs.iter().map(|pair| pair.cert.display()))
+            }
+            Key::TlsKey => {
+                let pairs = &server.tls.as_ref()?.pairs;
+                one_or_list(pairs.iter().map(|pair| pair.key.display()))
+            }
+            Key::TlsClientCa => quoted(&server.tls.as_ref()?.client_ca.as_ref()?.to_string_lossy()),
+            Key::TlsClientAuth => quoted(client_auth_name(server.tls.as_ref()?.client_auth)),
+            Key::Http2 => quoted(http2_name(server.http2)),
             Key::Compression => quoted(compression_mode_name(shard.compression.mode)),
             Key::CompressionMinBytes => size(shard.compression.min_bytes),
             Key::CompressionWindow => size(shard.compression.window.bytes()),
             Key::CompressionMemory => size(shard.compression.max_memory_bytes),
+            Key::TrustedProxies => {
+                if shard.admission.trusted_proxies.is_empty() {
+                    return None;
+                }
+                let proxies: Vec<_> = shard
+                    .admission
+                    .trusted_proxies
+                    .iter()
+                    .map(|proxy| quoted(&proxy.to_string()))
+                    .collect();
+                format!("[{}]", proxies.join(", "))
+            }
+            Key::ProxyProtocol => quoted(proxy_protocol_name(shard.admission.proxy_protocol)),
+            Key::ForwardedHeader => quoted(forwarded_header_name(shard.admission.forwarded_header)),
+            Key::MaxConnectionsPerAddress => {
+                shard.admission.limits.connections_per_address?.to_string()
+            }
+            Key::MaxHandshakesPerSecond => {
+                shard.admission.limits.handshakes?.a_second().to_string()
+            }
+            Key::MaxHandshakesPerSecondPerAddress => {
+                shard.admission.limits.handshakes_per_address?.a_second().to_string()
+            }
+            Key::MaxMessagesPerSecond => shard.admission.messages?.a_second().to_string(),
+            Key::MaxMessagesBurst => shard.admission.messages?.burst().to_string(),
+            Key::MaxBytesPerSecond => size(shard.admission.bytes?.a_second() as usize),
+            Key::MaxBytesBurst => size(shard.admission.bytes?.burst() as usize),
+            Key::RateLimitAction => {
+                quoted(rate_limit_action_name(shard.admission.rate_limit_action))
+            }
+            Key::MaxConnectionAge => duration(shard.admission.max_connection_age?),
             Key::AllowedOrigins => {
                 let patterns: Vec<_> = shard
                     .allowed_origins
@@ -58,6 +107,17 @@ impl Config {
                     .collect();
                 format!("[{}]", patterns.join(", "))
             }
+            Key::Console => quoted(switch_name(shard.console)),
+            Key::Anonymous => quoted(self.tokens.anonymous.name()),
+            Key::AnonymousSubscribe => list(&self.tokens.anonymous_subscribe)?,
+            Key::AnonymousPublish => list(&self.tokens.anonymous_publish)?,
+            Key::TokenHmacSecret => self.tokens.hmac_secret.as_ref().map(|_| quoted("***"))?,
+            Key::TokenPublicKey => quoted(&self.tokens.public_key.as_ref()?.to_string_lossy()),
+            Key::TokenJwks => quoted(&self.tokens.jwks.as_ref()?.to_string_lossy()),
+            Key::TokenAudience => set_list(&self.tokens.audiences)?,
+            Key::TokenIssuer => set_list(&self.tokens.issuers)?,
+            Key::TokenLeeway => duration(self.tokens.leeway),
+            Key::TokenDefaultChannels => set_list(&self.tokens.default_channels)?,
             Key::ApiKey => server.api_key.as_ref().map(|_| quoted("***"))?,
             Key::DrainGrace => duration(server.drain_grace),
             Key::DrainDuration => duration(server.drain_duration),
@@ -65,6 +125,26 @@ impl Config {
             Key::LogLevel => quoted(&self.log_level.to_string()),
         })
     }
+}
+
+/// One value as a TOML string, several as a list of them.
+fn one_or_list<T: ToString>(values: impl IntoIterator<Item = T>) -> String {
+    let values: Vec<_> = values.into_iter().map(|value| quoted(&value.to_string())).collect();
+    match &*values {
+        [one] => one.clone(),
+        several => format!("[{}]", several.join(", ")),
+    }
+}
+
+/// `texts` as a TOML list of strings.
+fn list(texts: &[impl ToString]) -> Option<String> {
+    let texts: Vec<_> = texts.iter().map(|text| quoted(&text.to_string())).collect();
+    Some(format!("[{}]", texts.join(", ")))
+}
+
+/// The same where there are any; none are what there is without a word.
+fn set_list(texts: &[impl ToString]) -> Option<String> {
+    if texts.is_empty() { None } else { list(texts) }
 }
 
 /// `text` as a TOML string. What JSON escapes, it escapes as TOML does.

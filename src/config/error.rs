@@ -5,6 +5,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::server::certificates::CertificateError;
+
 use super::key::Key;
 use super::value::ValueError;
 
@@ -77,20 +79,69 @@ pub enum ConfigError {
     },
     /// Two listeners that cannot both be opened.
     #[error(
-        "listen is {listen} ({}) and admin_listen is {admin_listen} ({}): both need the same port \
+        "{key} is {address} ({}) and {other_key} is {other_address} ({}): both need the same port \
          of the same address. Give one of them another port",
-        .listen_from.of(Key::Listen),
-        .admin_listen_from.of(Key::AdminListen)
+        .from.of(*.key),
+        .other_from.of(*.other_key)
     )]
     SamePort {
-        /// Where clients would connect.
-        listen: SocketAddr,
+        /// The setting of the one.
+        key: Key,
+        /// Its address.
+        address: SocketAddr,
         /// Where that was written.
-        listen_from: Source,
-        /// Where operators would connect.
-        admin_listen: SocketAddr,
+        from: Source,
+        /// The setting of the other.
+        other_key: Key,
+        /// Its address.
+        other_address: SocketAddr,
         /// Where that was written.
-        admin_listen_from: Source,
+        other_from: Source,
+    },
+    /// Certificates and keys that cannot be paired.
+    #[error(
+        "tls_cert names {certs} ({}) but tls_key names {keys} ({}): every certificate needs its key. \
+         Name as many of the one as of the other, in the same order",
+        .cert_from.of(Key::TlsCert),
+        .key_from.of(Key::TlsKey)
+    )]
+    TlsPairs {
+        /// How many certificates.
+        certs: usize,
+        /// Where they were written.
+        cert_from: Source,
+        /// How many keys.
+        keys: usize,
+        /// Where they were written.
+        key_from: Source,
+    },
+    /// Clients' certificates that nothing says how to check, or nobody could show.
+    #[error(
+        "{key} is set ({}) but {missing} is not: {reason}. Set {missing}, or leave {key} out",
+        .from.of(*.key)
+    )]
+    TlsPartMissing {
+        /// The setting that is there.
+        key: Key,
+        /// Where it was written.
+        from: Source,
+        /// The one that it needs.
+        missing: Key,
+        /// What for.
+        reason: &'static str,
+    },
+    /// A certificate that cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// Nobody could connect.
+    #[error(
+        "anonymous is deny ({}) but there is no key to check tokens with: nobody could connect. Give \
+         token_hmac_secret, token_public_key or token_jwks, or set anonymous to allow",
+        .from.of(Key::Anonymous)
+    )]
+    Nobody {
+        /// Where anonymous clients are denied.
+        from: Source,
     },
     /// The file has a key that is none of ours.
     #[error("{name:?} in {}, line {line}, is no setting. {}", .path.display(), remedy(*.meant))]
@@ -162,6 +213,12 @@ impl ConfigErrors {
     /// Each of them, in the order in which they were found.
     pub fn iter(&self) -> impl Iterator<Item = &ConfigError> {
         self.0.iter()
+    }
+}
+
+impl From<ConfigError> for ConfigErrors {
+    fn from(error: ConfigError) -> Self {
+        Self(vec![error])
     }
 }
 

@@ -1,8 +1,9 @@
 //! Every setting there is. The flag, the variable and the key of the file are made of one name, so
 //! that whoever knows one of them knows all three.
 //!
-//! A new setting is a variant here, its row in [`Key::about`], its line in [`Config::resolve`],
-//! its line in [`Config::shown`] and its lines in `docs/wsgate.example.toml`. The compiler and the
+//! A new setting is a variant here, its row in [`Key::about`], its line in [`Key::change`] that says
+//! whether it can change while the gateway runs, its line in [`Config::resolve`], its line in
+//! [`Config::shown`] and its lines in `docs/wsgate.example.toml`. The compiler and the
 //! tests ask for each of them.
 //!
 //! [`Config::resolve`]: super::Config::resolve
@@ -21,8 +22,10 @@ pub(super) const VARIABLE_PREFIX: &str = "WSGATE_";
 #[allow(missing_docs, reason = "`Key::about` documents each, for operators and for us")]
 pub enum Key {
     Listen,
+    PlainListen,
     AdminListen,
     PortFile,
+    HandoverSocket,
     Shards,
     MaxConnections,
     MaxChannelsPerConnection,
@@ -34,12 +37,40 @@ pub enum Key {
     SlowConsumer,
     MailboxEntries,
     MailboxBytes,
+    TlsCert,
+    TlsKey,
+    TlsClientCa,
+    TlsClientAuth,
+    Http2,
     Compression,
     CompressionMinBytes,
     CompressionWindow,
     CompressionMemory,
+    TrustedProxies,
+    ProxyProtocol,
+    ForwardedHeader,
+    MaxConnectionsPerAddress,
+    MaxHandshakesPerSecond,
+    MaxHandshakesPerSecondPerAddress,
+    MaxMessagesPerSecond,
+    MaxMessagesBurst,
+    MaxBytesPerSecond,
+    MaxBytesBurst,
+    RateLimitAction,
+    MaxConnectionAge,
     AllowedOrigins,
+    Console,
     ApiKey,
+    Anonymous,
+    AnonymousSubscribe,
+    AnonymousPublish,
+    TokenHmacSecret,
+    TokenPublicKey,
+    TokenJwks,
+    TokenAudience,
+    TokenIssuer,
+    TokenLeeway,
+    TokenDefaultChannels,
     DrainGrace,
     DrainDuration,
     LogFormat,
@@ -71,8 +102,12 @@ pub(super) enum DefaultValue {
 const LISTENERS: &str = "Listeners and threads";
 const CONNECTIONS: &str = "Connections";
 const MESSAGES: &str = "Messages and queues";
+const TLS: &str = "TLS and HTTP/2";
 const COMPRESSION: &str = "Compression";
+const PROXIES: &str = "Proxies";
+const LIMITS: &str = "Limits by address and rate";
 const ACCESS: &str = "Access";
+const TOKENS: &str = "Tokens";
 const DRAIN: &str = "Drain";
 const LOG: &str = "Log";
 
@@ -118,12 +153,25 @@ impl Key {
 
     /// Whether the value must never be shown.
     pub(super) fn is_secret(self) -> bool {
-        self == Self::ApiKey
+        matches!(self, Self::ApiKey | Self::TokenHmacSecret)
     }
 
     /// Whether the flag may be given more than once.
     pub(super) fn is_list(self) -> bool {
-        self == Self::AllowedOrigins
+        matches!(
+            self,
+            Self::Listen
+                | Self::PlainListen
+                | Self::TlsCert
+                | Self::TlsKey
+                | Self::TrustedProxies
+                | Self::AllowedOrigins
+                | Self::AnonymousSubscribe
+                | Self::AnonymousPublish
+                | Self::TokenAudience
+                | Self::TokenIssuer
+                | Self::TokenDefaultChannels
+        )
     }
 
     pub(super) fn about(self) -> About {
@@ -131,9 +179,17 @@ impl Key {
             Self::Listen => (
                 "listen",
                 LISTENERS,
-                "ADDRESS",
+                "ADDRESSES",
                 DefaultValue::Text("0.0.0.0:8080"),
-                "Where clients connect; port 0 takes a free one",
+                "Where clients connect, over TLS where tls-cert is set: addresses with a port or \
+                 unix:/path, separated by commas or in repeated flags; port 0 takes a free one",
+            ),
+            Self::PlainListen => (
+                "plain-listen",
+                LISTENERS,
+                "ADDRESSES",
+                DefaultValue::Described("none"),
+                "Where clients connect without TLS, beside listen and written like it",
             ),
             Self::AdminListen => (
                 "admin-listen",
@@ -149,6 +205,14 @@ impl Key {
                 "FILE",
                 DefaultValue::Described("none"),
                 "File to write once both listeners are open, with the addresses that they took",
+            ),
+            Self::HandoverSocket => (
+                "handover-socket",
+                LISTENERS,
+                "FILE",
+                DefaultValue::Described("none"),
+                "Unix socket by which a new process with the same setting takes over the listening \
+                 sockets, without a connection refused; of this user only",
             ),
             Self::Shards => (
                 "shards",
@@ -231,6 +295,45 @@ impl Key {
                 DefaultValue::Described("16MiB, or one message of the largest size"),
                 "Most bytes that may wait from one shard for another; when full, publishers wait",
             ),
+            Self::TlsCert => (
+                "tls-cert",
+                TLS,
+                "FILES",
+                DefaultValue::Described("none: listen is plain"),
+                "PEM file with the certificate that clients see and those that sign it; several, \
+                 separated by commas or in repeated flags, are chosen by the name that a client asks \
+                 for, and the first is for all others. A file that changes is loaded anew",
+            ),
+            Self::TlsKey => (
+                "tls-key",
+                TLS,
+                "FILES",
+                DefaultValue::Described("none"),
+                "PEM file with the private key of the certificate, as many and in the same order",
+            ),
+            Self::TlsClientCa => (
+                "tls-client-ca",
+                TLS,
+                "FILE",
+                DefaultValue::Described("none"),
+                "PEM file with the certificates of those who sign clients' certificates",
+            ),
+            Self::TlsClientAuth => (
+                "tls-client-auth",
+                TLS,
+                "MODE",
+                DefaultValue::Described("required with tls-client-ca, else off"),
+                "Whether clients show a certificate: off, optional (one that is shown must be good) or \
+                 required",
+            ),
+            Self::Http2 => (
+                "http2",
+                TLS,
+                "MODE",
+                DefaultValue::Text("tls"),
+                "Where WebSockets over HTTP/2 (RFC 8441) are served beside HTTP/1.1: off, tls (where a \
+                 client negotiates it) or all (also on plain listeners, to clients that begin with it)",
+            ),
             Self::Compression => (
                 "compression",
                 COMPRESSION,
@@ -263,6 +366,98 @@ impl Key {
                 "Most memory for the windows of all connections with dedicated compression; those \
                  that come when it is taken get shared compression",
             ),
+            Self::TrustedProxies => (
+                "trusted-proxies",
+                PROXIES,
+                "NETWORKS",
+                DefaultValue::Described("none"),
+                "Proxies that are believed when they say where a client is, separated by commas \
+                 or in repeated flags: networks (10.0.0.0/8), addresses, unix for peers of a Unix \
+                 socket",
+            ),
+            Self::ProxyProtocol => (
+                "proxy-protocol",
+                PROXIES,
+                "MODE",
+                DefaultValue::Text("required"),
+                "Whether trusted proxies begin each connection with a PROXY header, version 1 or \
+                 2: required (one without it is closed) or off (they name clients in requests)",
+            ),
+            Self::ForwardedHeader => (
+                "forwarded-header",
+                PROXIES,
+                "HEADER",
+                DefaultValue::Text("x-forwarded-for"),
+                "The header of requests in which trusted proxies name clients: x-forwarded-for, \
+                 forwarded (RFC 7239) or off",
+            ),
+            Self::MaxConnectionsPerAddress => (
+                "max-connections-per-address",
+                LIMITS,
+                "COUNT",
+                DefaultValue::Described("no limit"),
+                "Most connections of one IPv4 address or one /64 of IPv6; one more is answered \
+                 with 429",
+            ),
+            Self::MaxHandshakesPerSecond => (
+                "max-handshakes-per-second",
+                LIMITS,
+                "COUNT",
+                DefaultValue::Described("no limit"),
+                "Most handshakes a second of all clients together; one more is answered with 429",
+            ),
+            Self::MaxHandshakesPerSecondPerAddress => (
+                "max-handshakes-per-second-per-address",
+                LIMITS,
+                "COUNT",
+                DefaultValue::Described("no limit"),
+                "Most handshakes a second of one IPv4 address or one /64 of IPv6; one more is \
+                 answered with 429",
+            ),
+            Self::MaxMessagesPerSecond => (
+                "max-messages-per-second",
+                LIMITS,
+                "COUNT",
+                DefaultValue::Described("no limit"),
+                "Most messages a second taken from one connection",
+            ),
+            Self::MaxMessagesBurst => (
+                "max-messages-burst",
+                LIMITS,
+                "COUNT",
+                DefaultValue::Described("those of one second"),
+                "Most messages taken from one connection at once, after a pause",
+            ),
+            Self::MaxBytesPerSecond => (
+                "max-bytes-per-second",
+                LIMITS,
+                "SIZE",
+                DefaultValue::Described("no limit"),
+                "Most bytes a second taken from one connection, as they travel",
+            ),
+            Self::MaxBytesBurst => (
+                "max-bytes-burst",
+                LIMITS,
+                "SIZE",
+                DefaultValue::Described("those of one second"),
+                "Most bytes taken from one connection at once, after a pause",
+            ),
+            Self::RateLimitAction => (
+                "rate-limit-action",
+                LIMITS,
+                "ACTION",
+                DefaultValue::Text("slow"),
+                "What happens to a connection that sends more: slow (it is not read until it may \
+                 go on) or close (with 1008)",
+            ),
+            Self::MaxConnectionAge => (
+                "max-connection-age",
+                LIMITS,
+                "DURATION",
+                DefaultValue::Described("no limit"),
+                "Age at which a connection is closed with 1001, give or take a tenth, so that its \
+                 client reconnects and finds new nodes",
+            ),
             Self::AllowedOrigins => (
                 "allowed-origins",
                 ACCESS,
@@ -272,6 +467,13 @@ impl Key {
                  same-host, https://example.com, https://*.example.com, http://localhost:*, null, \
                  *",
             ),
+            Self::Console => (
+                "console",
+                ACCESS,
+                "SWITCH",
+                DefaultValue::Text("on"),
+                "Whether / is answered with a page to try the gateway with in a browser: on or off",
+            ),
             Self::ApiKey => (
                 "api-key",
                 ACCESS,
@@ -279,6 +481,84 @@ impl Key {
                 DefaultValue::Described("none: the API answers only on a loopback address"),
                 "What callers of the HTTP API send as X-API-Key; better given as WSGATE_API_KEY \
                  or in the file, since others can read a command line",
+            ),
+            Self::Anonymous => (
+                "anonymous",
+                TOKENS,
+                "CHOICE",
+                DefaultValue::Described("allow without a key, deny with one"),
+                "Whether clients without a token may connect: allow or deny (with 401)",
+            ),
+            Self::AnonymousSubscribe => (
+                "anonymous-subscribe",
+                TOKENS,
+                "PATTERNS",
+                DefaultValue::Text("*"),
+                "Channels that clients without a token may subscribe to, where they may connect: \
+                 names in which * is any characters and ? is one, separated by commas or in \
+                 repeated flags",
+            ),
+            Self::AnonymousPublish => (
+                "anonymous-publish",
+                TOKENS,
+                "PATTERNS",
+                DefaultValue::Text("*"),
+                "Channels that clients without a token may publish to, in the same way",
+            ),
+            Self::TokenHmacSecret => (
+                "token-hmac-secret",
+                TOKENS,
+                "SECRET",
+                DefaultValue::Described("none"),
+                "Secret of tokens that are signed by HS256, HS384 or HS512; better given as \
+                 WSGATE_TOKEN_HMAC_SECRET or in the file, since others can read a command line",
+            ),
+            Self::TokenPublicKey => (
+                "token-public-key",
+                TOKENS,
+                "FILE",
+                DefaultValue::Described("none"),
+                "PEM file with public keys of tokens that are signed by RS256, RS384, RS512, ES256, \
+                 ES384 or EdDSA",
+            ),
+            Self::TokenJwks => (
+                "token-jwks",
+                TOKENS,
+                "FILE",
+                DefaultValue::Described("none"),
+                "JWK Set (RFC 7517) with keys of any of these kinds; a token names its key by kid",
+            ),
+            Self::TokenAudience => (
+                "token-audience",
+                TOKENS,
+                "NAMES",
+                DefaultValue::Described("none: a token with an aud is refused"),
+                "Names of which a token must have one in its aud, separated by commas or in \
+                 repeated flags",
+            ),
+            Self::TokenIssuer => (
+                "token-issuer",
+                TOKENS,
+                "NAMES",
+                DefaultValue::Described("none: iss is not looked at"),
+                "Names of which one must be the iss of a token, separated by commas or in repeated \
+                 flags",
+            ),
+            Self::TokenLeeway => (
+                "token-leeway",
+                TOKENS,
+                "DURATION",
+                DefaultValue::Text("5s"),
+                "How far the clocks of those who make tokens may be from ours: exp and nbf hold so \
+                 much longer and earlier; in whole seconds",
+            ),
+            Self::TokenDefaultChannels => (
+                "token-default-channels",
+                TOKENS,
+                "PATTERNS",
+                DefaultValue::Described("none"),
+                "Channels to subscribe and publish for tokens that have none of the claims \
+                 subscribe, publish and channels",
             ),
             Self::DrainGrace => (
                 "drain-grace",

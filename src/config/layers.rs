@@ -122,11 +122,46 @@ impl<'a> Layers<'a> {
         });
     }
 
-    /// Notes that the two listeners want the same port.
-    pub(super) fn refuse_same_port(&mut self, listen: SocketAddr, admin_listen: SocketAddr) {
-        self.refuse([Key::Listen, Key::AdminListen], |[listen_from, admin_listen_from]| {
-            ConfigError::SamePort { listen, listen_from, admin_listen, admin_listen_from }
+    /// Notes that two listeners want the same port.
+    pub(super) fn refuse_same_port(
+        &mut self,
+        (key, address): (Key, SocketAddr),
+        (other_key, other_address): (Key, SocketAddr),
+    ) {
+        self.refuse([key, other_key], |[from, other_from]| ConfigError::SamePort {
+            key,
+            address,
+            from,
+            other_key,
+            other_address,
+            other_from,
         });
+    }
+
+    /// Notes that there are not as many keys as certificates.
+    pub(super) fn refuse_tls_pairs(&mut self, certs: usize, keys: usize) {
+        self.refuse([Key::TlsCert, Key::TlsKey], |[cert_from, key_from]| ConfigError::TlsPairs {
+            certs,
+            cert_from,
+            keys,
+            key_from,
+        });
+    }
+
+    /// Notes that `key` is of no use without `missing`.
+    pub(super) fn refuse_without(&mut self, key: Key, missing: Key, reason: &'static str) {
+        self.refuse([key, missing], |[from, _]| ConfigError::TlsPartMissing {
+            key,
+            from,
+            missing,
+            reason,
+        });
+    }
+
+    /// Notes that anonymous clients are denied, and that no other could be let in.
+    pub(super) fn refuse_everybody(&mut self) {
+        let keys = [Key::Anonymous, Key::TokenHmacSecret, Key::TokenPublicKey, Key::TokenJwks];
+        self.refuse(keys, |[from, ..]| ConfigError::Nobody { from });
     }
 
     /// Where each value came from, and what is to be said about the sources themselves.

@@ -2,25 +2,34 @@
 //! precedence; out comes a [`Config`] in which nothing has to be checked again, or every reason why
 //! there is none.
 //!
-//! - [`Cli`], [`Command`], [`Flags`]: the command line.
+//! - [`Cli`], [`Command`], [`Flags`], [`TokenCommand`]: the command line.
 //! - [`Config`]: the settings that hold, and where each of them came from.
 //! - [`ConfigErrors`]: what is wrong, each with its setting, its value, its place and its remedy.
 //! - `key`: every setting with its name, its default and its help: **begin here to add one**.
+//! - [`words`]: every setting in words, completions for shells, pages of the manual.
+//! - `connect`: the command line of `wsgate connect`.
 //! - `layers`: which source decides a setting.
 //! - `file`: the TOML file, as settings not yet read.
 //! - `value`: sizes, durations and the like, out of text.
+//! - `tokens`: who may connect, and the files with keys.
 //! - `effective`: the settings that hold, as TOML.
+//! - `reload`: what of a new configuration a running process takes.
 //!
-//! Only [`Config::load`] touches the outside, to read the file and to count cores; all else is
-//! told.
+//! Only [`Config::load`] touches the outside, to read the file and those that it names, and to count
+//! cores; all else is told.
 
 mod cli;
+mod connect;
 mod effective;
 mod error;
 mod file;
 mod key;
 mod layers;
+mod reload;
+mod token_command;
+mod tokens;
 mod value;
+pub mod words;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -28,24 +37,39 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::admission::addresses::Limits;
+use crate::admission::forwarded::ForwardedHeader;
+use crate::admission::proxies::TrustedProxies;
+use crate::admission::rate::Rate;
 use crate::auth::origin::AllowedOrigins;
 use crate::connection::outbound::SlowConsumerPolicy;
 use crate::server;
-use crate::server::settings::ApiKey;
+use crate::server::certificates;
+use crate::server::settings::{
+    ApiKey, CertificatePair, ClientAuth, Http2, ListenAddress, TlsSettings,
+};
 use crate::shard;
-use crate::shard::settings::{Compression, CompressionMode};
+use crate::shard::settings::{
+    Admission, Compression, CompressionMode, ProxyProtocol, RateLimitAction,
+};
 use crate::telemetry::logging::{LogFilter, LogFormat};
 use crate::wire::frame::MAX_HEADER_BYTES;
 
-pub use self::cli::{Cli, Command, Flags};
+pub use self::cli::{Cli, Command, ConfigCommand, Flags};
+pub use self::connect::{ConnectError, ConnectFlags, TOKEN_VARIABLE};
 pub use self::error::{ConfigError, ConfigErrors, Source};
 pub use self::key::Key;
+pub use self::reload::Reloaded;
+pub use self::token_command::{Check, Make, TokenCommand};
 pub use self::value::ValueError;
 
 use self::file::File;
 use self::layers::{Environment, Layers};
+use self::tokens::TokenSettings;
+use self::value::Raw;
 
 /// The settings that hold, checked.
 #[derive(Clone)]
@@ -56,6 +80,7 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Which events the log shows.
     pub log_level: LogFilter,
+    tokens: TokenSettings,
     /// Holds every key.
     sources: BTreeMap<Key, Source>,
     /// What [`Layers`] noticed; the settings alone no longer tell it.
@@ -105,10 +130,16 @@ impl Config {
             .ok()
             .and_then(|cores| NonZeroU16::try_from(cores).ok())
             .unwrap_or(NonZeroU16::MIN);
-        Self::resolve(flags, environment, file, cores)
+        let config = Self::resolve(flags, environment, file, cores)?.read_key_files()?;
+        if let Some(tls) = &config.settings.tls
+            && let Err(error) = certificates::load(tls, config.settings.http2)
+        {
+            return Err(ConfigErrors::from(ConfigError::from(error)));
+        }
+        Ok(config)
     }
 
-    /// [`Config::load`], with everything that the outside has to say as an argument.
+    /// [`Config::load`] but for the files with keys, with everything that the outside has to say as an argument.
     fn resolve(
         flags: &Flags,
         environment: Environment,
@@ -146,6 +177,8 @@ impl Config {
                 .value(Key::CompressionMemory, |raw| value::size(raw, 0..=MAX_QUEUE_BYTES)),
         };
 
+        let tokens = TokenSettings::resolve(&mut layers);
+
         let shard = shard::settings::Settings {
             max_message_bytes,
             max_channels_per_connection: layers.value(Key::MaxChannelsPerConnection, |raw| {
@@ -167,15 +200,23 @@ impl Config {
             allowed_origins: AllowedOrigins::patterns(
                 layers.value(Key::AllowedOrigins, value::origins),
             ),
+            access: Arc::new(tokens.without_files()),
+            admission: admission(&mut layers),
+            console: layers
+                .value(Key::Console, |raw| value::choice(raw, &[true, false], switch_name)),
         };
-        let listen = layers.value(Key::Listen, value::address);
+        let listen = layers.value(Key::Listen, value::listen_addresses);
+        let plain_listen =
+            layers.optional(Key::PlainListen, value::listen_addresses).unwrap_or_default();
         let admin_listen = layers.value(Key::AdminListen, value::address);
-        if would_collide(listen, admin_listen) {
-            layers.refuse_same_port(listen, admin_listen);
-        }
+        refuse_collisions(&mut layers, &listen, &plain_listen, admin_listen);
+        let tls = resolve_tls(&mut layers);
         let settings = server::settings::Settings {
             listen,
+            plain_listen,
             admin_listen,
+            tls,
+            http2: layers.value(Key::Http2, |raw| value::choice(raw, &HTTP2_MODES, http2_name)),
             shards: layers
                 .optional(Key::Shards, |raw| value::count(raw, 1..=u64::from(MAX_SHARDS.get())))
                 .and_then(NonZeroU16::new)
@@ -186,6 +227,7 @@ impl Config {
             drain_grace: layers.value(Key::DrainGrace, value::duration),
             drain_duration: layers.value(Key::DrainDuration, value::duration),
             port_file: layers.optional(Key::PortFile, value::text).map(PathBuf::from),
+            handover_socket: layers.optional(Key::HandoverSocket, value::text).map(PathBuf::from),
             shard,
         };
         let log_format = layers
@@ -193,7 +235,7 @@ impl Config {
         let log_level = layers.value(Key::LogLevel, value::log_filter);
 
         let (sources, notices) = layers.finish()?;
-        Ok(Self { settings, log_format, log_level, sources, notices })
+        Ok(Self { settings, log_format, log_level, tokens, sources, notices })
     }
 
     /// What may be meant but is more likely a mistake, in plain words for the log.
@@ -209,6 +251,7 @@ impl Config {
                 ping = value::show_duration(shard.ping_interval),
             ));
         }
+        warnings.extend(self.admission_warnings());
         if self.sources[&Key::ApiKey] == Source::Flag {
             warnings.push(format!(
                 "api_key is given by {flag}: whoever may list the processes of this machine can \
@@ -216,6 +259,81 @@ impl Config {
                 flag = Key::ApiKey.flag(),
                 variable = Key::ApiKey.variable(),
             ));
+        }
+        warnings.extend(self.token_warnings());
+        warnings
+    }
+}
+
+/// Reads where clients are and how much they may do.
+fn admission(layers: &mut Layers<'_>) -> Admission {
+    let most = u64::from(Rate::MAX);
+    let mut rate = |per_second: Key, burst: Key, read: fn(&Raw, u64) -> Result<u32, ValueError>| {
+        let per_second = layers.optional(per_second, |raw| read(raw, most));
+        let burst = layers.optional(burst, |raw| read(raw, most));
+        per_second.map(|per_second| Rate::new(per_second, burst.unwrap_or(per_second)))
+    };
+    let size = |raw: &Raw, most| value::size(raw, 1..=most).map(|bytes| bytes as u32);
+    let count = |raw: &Raw, most| value::count(raw, 1..=most);
+    let messages = rate(Key::MaxMessagesPerSecond, Key::MaxMessagesBurst, count);
+    let bytes = rate(Key::MaxBytesPerSecond, Key::MaxBytesBurst, size);
+    let mut handshakes =
+        |key: Key| layers.optional(key, |raw| value::count(raw, 1..=most)).map(Rate::per_second);
+    let limits = Limits {
+        handshakes: handshakes(Key::MaxHandshakesPerSecond),
+        handshakes_per_address: handshakes(Key::MaxHandshakesPerSecondPerAddress),
+        connections_per_address: layers
+            .optional(Key::MaxConnectionsPerAddress, |raw| value::count(raw, 1..=MAX_ENTRIES)),
+    };
+    let proxies = layers.optional(Key::TrustedProxies, value::trusted_proxies);
+    Admission {
+        trusted_proxies: TrustedProxies::new(proxies.unwrap_or_default()),
+        proxy_protocol: layers.value(Key::ProxyProtocol, |raw| {
+            value::choice(raw, &PROXY_PROTOCOLS, proxy_protocol_name)
+        }),
+        forwarded_header: layers.value(Key::ForwardedHeader, |raw| {
+            value::choice(raw, &FORWARDED_HEADERS, forwarded_header_name)
+        }),
+        limits,
+        messages,
+        bytes,
+        rate_limit_action: layers.value(Key::RateLimitAction, |raw| {
+            value::choice(raw, &RATE_LIMIT_ACTIONS, rate_limit_action_name)
+        }),
+        max_connection_age: layers.optional(Key::MaxConnectionAge, value::positive_duration),
+    }
+}
+
+impl Config {
+    /// What of [`admission`] is more likely a mistake.
+    fn admission_warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let shard = &self.settings.shard;
+        let admission = &shard.admission;
+        if let Some(rate) = admission.bytes
+            && admission.rate_limit_action == RateLimitAction::Close
+            && (rate.burst() as usize) < shard.max_message_bytes
+        {
+            warnings.push(format!(
+                "max_message_bytes is {message} but max_bytes_burst is {burst} and rate_limit_action \
+                 is close: a message of the largest size would end its connection. Raise \
+                 max_bytes_burst, or set rate_limit_action to slow",
+                message = shard.max_message_bytes,
+                burst = rate.burst(),
+            ));
+        }
+        for (burst, per_second, is_set) in [
+            (Key::MaxMessagesBurst, Key::MaxMessagesPerSecond, admission.messages.is_some()),
+            (Key::MaxBytesBurst, Key::MaxBytesPerSecond, admission.bytes.is_some()),
+        ] {
+            if !is_set && self.sources[&burst] != Source::Default {
+                warnings.push(format!("{burst} is set and means nothing without {per_second}"));
+            }
+        }
+        for key in [Key::ProxyProtocol, Key::ForwardedHeader] {
+            if admission.trusted_proxies.is_empty() && self.sources[&key] != Source::Default {
+                warnings.push(format!("{key} is set and means nothing without trusted_proxies"));
+            }
         }
         warnings
     }
@@ -225,6 +343,119 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Its TOML form hides the API key; the `Debug` of the settings would show it.
         f.debug_tuple("Config").field(&self.to_toml()).finish()
+    }
+}
+
+/// Certificates and keys in pairs, and what goes with them.
+fn resolve_tls(layers: &mut Layers<'_>) -> Option<TlsSettings> {
+    let certs = layers.optional(Key::TlsCert, value::files).unwrap_or_default();
+    let keys = layers.optional(Key::TlsKey, value::files).unwrap_or_default();
+    let client_ca = layers.optional(Key::TlsClientCa, value::text).map(PathBuf::from);
+    let client_auth = layers.optional(Key::TlsClientAuth, |raw| {
+        value::choice(raw, &CLIENT_AUTH_MODES, client_auth_name)
+    });
+    if certs.len() != keys.len() {
+        layers.refuse_tls_pairs(certs.len(), keys.len());
+    }
+    let asks = matches!(client_auth, Some(ClientAuth::Optional | ClientAuth::Required));
+    if asks && client_ca.is_none() {
+        let reason = "nothing says whose certificates are good";
+        layers.refuse_without(Key::TlsClientAuth, Key::TlsClientCa, reason);
+    }
+    if client_ca.is_some() && certs.is_empty() {
+        let reason = "clients show certificates over TLS alone";
+        layers.refuse_without(Key::TlsClientCa, Key::TlsCert, reason);
+    }
+    let pairs = certs.into_iter().zip(keys).map(|(cert, key)| CertificatePair { cert, key });
+    let pairs: Vec<_> = pairs.collect();
+    let by_default = if client_ca.is_some() { ClientAuth::Required } else { ClientAuth::Off };
+    let client_auth = client_auth.unwrap_or(by_default);
+    (!pairs.is_empty()).then_some(TlsSettings { pairs, client_ca, client_auth })
+}
+
+/// Notes every two listeners that want the same port of the same address.
+fn refuse_collisions(
+    layers: &mut Layers<'_>,
+    listen: &[ListenAddress],
+    plain_listen: &[ListenAddress],
+    admin_listen: SocketAddr,
+) {
+    let of = |key, addresses: &[ListenAddress]| {
+        let tcp = addresses.iter().filter_map(|address| match address {
+            ListenAddress::Tcp(address) => Some((key, *address)),
+            ListenAddress::Unix(_) => None,
+        });
+        tcp.collect::<Vec<_>>()
+    };
+    let mut all = of(Key::Listen, listen);
+    all.extend(of(Key::PlainListen, plain_listen));
+    all.push((Key::AdminListen, admin_listen));
+    for (index, one) in all.iter().enumerate() {
+        for other in &all[index + 1..] {
+            if would_collide(one.1, other.1) {
+                layers.refuse_same_port(*one, *other);
+            }
+        }
+    }
+}
+
+const CLIENT_AUTH_MODES: [ClientAuth; 3] =
+    [ClientAuth::Off, ClientAuth::Optional, ClientAuth::Required];
+
+/// The word that an operator writes for `mode`.
+fn client_auth_name(mode: ClientAuth) -> &'static str {
+    match mode {
+        ClientAuth::Off => "off",
+        ClientAuth::Optional => "optional",
+        ClientAuth::Required => "required",
+    }
+}
+
+const HTTP2_MODES: [Http2; 3] = [Http2::Off, Http2::Tls, Http2::All];
+
+/// The word that an operator writes for `mode`.
+fn http2_name(mode: Http2) -> &'static str {
+    match mode {
+        Http2::Off => "off",
+        Http2::Tls => "tls",
+        Http2::All => "all",
+    }
+}
+
+/// Whether a secret is shorter than what an HMAC with SHA-256 makes of it (RFC 7518 section 3.2).
+fn would_be_guessed(secret: &str) -> bool {
+    secret.len() < 32
+}
+
+const PROXY_PROTOCOLS: [ProxyProtocol; 2] = [ProxyProtocol::Required, ProxyProtocol::Off];
+
+/// The word that an operator writes for `mode`.
+fn proxy_protocol_name(mode: ProxyProtocol) -> &'static str {
+    match mode {
+        ProxyProtocol::Required => "required",
+        ProxyProtocol::Off => "off",
+    }
+}
+
+const FORWARDED_HEADERS: [ForwardedHeader; 3] =
+    [ForwardedHeader::XForwardedFor, ForwardedHeader::Forwarded, ForwardedHeader::Off];
+
+/// The word that an operator writes for `header`.
+fn forwarded_header_name(header: ForwardedHeader) -> &'static str {
+    match header {
+        ForwardedHeader::XForwardedFor => "x-forwarded-for",
+        ForwardedHeader::Forwarded => "forwarded",
+        ForwardedHeader::Off => "off",
+    }
+}
+
+const RATE_LIMIT_ACTIONS: [RateLimitAction; 2] = [RateLimitAction::Slow, RateLimitAction::Close];
+
+/// The word that an operator writes for `action`.
+fn rate_limit_action_name(action: RateLimitAction) -> &'static str {
+    match action {
+        RateLimitAction::Slow => "slow",
+        RateLimitAction::Close => "close",
     }
 }
 
@@ -238,6 +469,11 @@ fn compression_mode_name(mode: CompressionMode) -> &'static str {
         CompressionMode::Shared => "shared",
         CompressionMode::Dedicated => "dedicated",
     }
+}
+
+/// The word that an operator writes for what is there or not.
+fn switch_name(is_on: bool) -> &'static str {
+    if is_on { "on" } else { "off" }
 }
 
 const SLOW_CONSUMER_POLICIES: [SlowConsumerPolicy; 3] =

@@ -6,7 +6,7 @@ use super::*;
 
 /// Resolves what a machine of four cores would be told by these sources. `file` is the text of a
 /// file named `wsgate.toml`.
-fn resolve(
+pub(super) fn resolve(
     flags: &[&str],
     variables: &[(&str, &str)],
     file: Option<&str>,
@@ -24,11 +24,11 @@ fn resolve(
         .map_err(|errors| errors.iter().map(ToString::to_string).collect())
 }
 
-fn by_flags(flags: &[&str]) -> Result<Config, Vec<String>> {
+pub(super) fn by_flags(flags: &[&str]) -> Result<Config, Vec<String>> {
     resolve(flags, &[], None)
 }
 
-fn by_file(text: &str) -> Result<Config, Vec<String>> {
+pub(super) fn by_file(text: &str) -> Result<Config, Vec<String>> {
     resolve(&[], &[], Some(text))
 }
 
@@ -37,7 +37,10 @@ fn defaults_are_the_documented_ones() {
     let config = by_flags(&[]).expect("the defaults are good");
     let server = &config.settings;
     let shard = &server.shard;
-    assert_eq!(server.listen, SocketAddr::from(([0, 0, 0, 0], 8080)));
+    assert_eq!(server.listen, [ListenAddress::Tcp(SocketAddr::from(([0, 0, 0, 0], 8080)))]);
+    assert_eq!(server.plain_listen, []);
+    assert_eq!(server.tls, None);
+    assert_eq!(server.http2, Http2::Tls);
     assert_eq!(server.admin_listen, SocketAddr::from(([127, 0, 0, 1], 8081)));
     assert_eq!(server.shards.get(), 4);
     assert_eq!(server.max_connections, None);
@@ -56,6 +59,8 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(shard.mailbox_entries, 4096);
     assert_eq!(shard.mailbox_bytes, 16 * 1024 * 1024);
     assert_eq!(shard.allowed_origins, AllowedOrigins::same_host());
+    assert_eq!(format!("{:?}", shard.admission), format!("{:?}", Admission::default()));
+    assert!(shard.console);
     assert_eq!(config.log_format, LogFormat::Text);
     assert_eq!(config.log_level.to_string(), "info");
     assert_eq!(config.warnings(), Vec::<String>::new());
@@ -220,6 +225,73 @@ fn listeners_that_want_the_same_port_are_refused() {
 }
 
 #[test]
+fn console_is_on_or_off() {
+    let is_on = |config: Result<Config, _>| config.expect("good").settings.shard.console;
+    assert!(is_on(by_flags(&["--console", "on"])));
+    assert!(!is_on(by_file("console = \"off\"")));
+    assert_eq!(
+        by_flags(&["--console", "no"]).unwrap_err(),
+        ["console is \"no\" (from --console): not one of the choices. Write on or off"]
+    );
+}
+
+#[test]
+fn listeners_are_addresses_and_paths_each_in_its_place() {
+    let flags = ["--listen", "127.0.0.1:0,unix:/run/a", "--listen", "[::1]:9000"];
+    let config = by_flags(&flags).expect("good");
+    let shown: Vec<_> = config.settings.listen.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["127.0.0.1:0", "unix:/run/a", "[::1]:9000"]);
+    let config = by_file("listen = [\"0.0.0.0:1\"]\nplain_listen = \"unix:/run/b\"").expect("good");
+    assert_eq!(config.settings.plain_listen, [ListenAddress::Unix("/run/b".into())]);
+    assert!(by_flags(&["--listen", "unix:"]).is_err());
+
+    let collide = by_flags(&["--listen", "0.0.0.0:1", "--plain-listen", "127.0.0.1:1"]);
+    let errors = collide.unwrap_err();
+    assert!(
+        errors[0]
+            .starts_with("listen is 0.0.0.0:1 (from --listen) and plain_listen is 127.0.0.1:1")
+    );
+}
+
+#[test]
+fn every_certificate_needs_its_key() {
+    let tls = |flags: &[&str]| Ok::<_, Vec<String>>(by_flags(flags)?.settings.tls);
+    let two = ["--tls-cert=a,b", "--tls-key=c", "--tls-key=d"];
+    let pair = |cert: &str, key: &str| CertificatePair { cert: cert.into(), key: key.into() };
+    let expected = TlsSettings {
+        pairs: vec![pair("a", "c"), pair("b", "d")],
+        client_ca: None,
+        client_auth: ClientAuth::Off,
+    };
+    assert_eq!(tls(&two), Ok(Some(expected)));
+    assert_eq!(
+        tls(&["--tls-cert=a"]).unwrap_err(),
+        ["tls_cert names 1 (from --tls-cert) but tls_key names 0 (by default): every certificate \
+          needs its key. Name as many of the one as of the other, in the same order"]
+    );
+    assert_eq!(tls(&["--tls-key=a"]).unwrap_err().len(), 1);
+}
+
+#[test]
+fn client_certificates_are_required_once_somebody_signs_them() {
+    let mode = |flags: &[&str]| {
+        let flags: Vec<_> = ["--tls-cert=a", "--tls-key=b"].iter().chain(flags).copied().collect();
+        Ok::<_, Vec<String>>(by_flags(&flags)?.settings.tls.expect("there is a pair").client_auth)
+    };
+    assert_eq!(mode(&[]), Ok(ClientAuth::Off));
+    assert_eq!(mode(&["--tls-client-ca=c"]), Ok(ClientAuth::Required));
+    assert_eq!(
+        mode(&["--tls-client-ca=c", "--tls-client-auth=optional"]),
+        Ok(ClientAuth::Optional)
+    );
+    let errors = mode(&["--tls-client-auth=required"]).unwrap_err();
+    assert!(
+        errors[0].starts_with("tls_client_auth is set (from --tls-client-auth) but tls_client_ca")
+    );
+    assert!(by_flags(&["--tls-client-ca=c"]).is_err());
+}
+
+#[test]
 fn origins_come_separated_by_commas_in_repeated_flags_or_as_a_list() {
     let expected = AllowedOrigins::patterns(vec![
         "https://*.example.com".parse().expect("a pattern"),
@@ -248,6 +320,61 @@ fn origins_come_separated_by_commas_in_repeated_flags_or_as_a_list() {
         ["allowed_origins is [\"example.com\"] (from wsgate.toml, line 1): \"example.com\" has \
           no scheme. Write https://example.com"]
     );
+}
+
+#[test]
+fn proxies_come_separated_by_commas_in_repeated_flags_or_as_a_list() {
+    let shown = |config: Result<Config, _>| {
+        config.expect("good").shown(Key::TrustedProxies).expect("there are some")
+    };
+    let expected = "[\"10.0.0.0/8\", \"192.0.2.7\", \"unix\"]";
+    assert_eq!(shown(by_flags(&["--trusted-proxies", "10.1.2.3/8, 192.0.2.7,unix"])), expected);
+    let repeated = ["10.0.0.0/8", "192.0.2.7", "unix"].map(|proxy| ["--trusted-proxies", proxy]);
+    assert_eq!(shown(by_flags(&repeated.concat())), expected);
+    let file = "trusted_proxies = [\"10.0.0.0/8\", \"192.0.2.7\", \"unix\"]";
+    assert_eq!(shown(by_file(file)), expected);
+    let errors = by_flags(&["--trusted-proxies", "10.0.0.0/8,haproxy"]).unwrap_err();
+    assert!(
+        errors[0].starts_with(
+            "trusted_proxies is \"10.0.0.0/8,haproxy\" (from --trusted-proxies): \"haproxy\" is \
+             neither a network nor an address. Write networks such as 10.0.0.0/8"
+        ),
+        "{errors:?}"
+    );
+}
+
+#[test]
+fn burst_is_one_second_of_the_rate_unless_it_is_set() {
+    let rates = |flags: &[&str]| {
+        let admission = by_flags(flags).expect("good").settings.shard.admission;
+        (admission.messages, admission.bytes)
+    };
+    assert_eq!(rates(&[]), (None, None));
+    let flags = ["--max-messages-per-second=10", "--max-bytes-per-second=1KiB"];
+    assert_eq!(rates(&flags), (Some(Rate::new(10, 10)), Some(Rate::new(1_024, 1_024))));
+    let bursts = [&flags[..], &["--max-messages-burst=7", "--max-bytes-burst=2MiB"]].concat();
+    assert_eq!(rates(&bursts), (Some(Rate::new(10, 7)), Some(Rate::new(1_024, 2 << 20))));
+    assert!(by_flags(&["--max-messages-per-second=0"]).is_err());
+    assert!(by_flags(&["--max-connection-age=0s"]).is_err());
+}
+
+#[test]
+fn limits_that_do_not_go_together_are_warned_of() {
+    let close = ["--rate-limit-action=close", "--max-bytes-per-second=1KiB"];
+    for (flags, begin) in [
+        (&close[..], "max_message_bytes is 65536 but max_bytes_burst is 1024 and"),
+        (
+            &["--max-bytes-burst=1KiB"],
+            "max_bytes_burst is set and means nothing without max_bytes_",
+        ),
+        (&["--proxy-protocol=off"], "proxy_protocol is set and means nothing without trusted_"),
+    ] {
+        let config = by_flags(flags).expect("allowed");
+        let [warning] = &config.warnings()[..] else { panic!("exactly one warning: {flags:?}") };
+        assert!(warning.starts_with(begin), "{warning}");
+    }
+    let enough = [&close[..], &["--max-bytes-burst=64KiB"]].concat();
+    assert_eq!(by_flags(&enough).expect("allowed").warnings(), Vec::<String>::new());
 }
 
 #[test]
@@ -310,11 +437,156 @@ fn what_check_prints_is_a_file_with_the_same_settings() {
         "--ping-interval=1m 500ms",
         "--max-connections=5",
         "--log-format=json",
+        "--trusted-proxies=10.0.0.0/8,unix",
+        "--forwarded-header=forwarded",
+        "--max-messages-per-second=10",
+        "--max-bytes-per-second=1KiB",
+        "--max-bytes-burst=4KiB",
+        "--max-connection-age=4h",
+        "--max-connections-per-address=3",
     ];
     let config = by_flags(&flags).expect("good");
     let again = by_file(&config.to_toml()).expect("what was printed is good");
     assert_eq!(format!("{:?}", again.settings), format!("{:?}", config.settings));
     assert_eq!(again.log_format, config.log_format);
+}
+
+#[test]
+fn reload_takes_what_can_change_and_names_what_cannot() {
+    let running = by_file("shards = 2\nidle_timeout = \"60s\"\napi_key = \"old\"").expect("good");
+    let text = "shards = 3\nidle_timeout = \"30s\"\napi_key = \"new\"\nlog_level = \"debug\"";
+    let Reloaded { config, taken, not_taken } = running.change_to(by_file(text).expect("good"));
+    assert_eq!(
+        taken,
+        ["idle_timeout is now \"30s\"", "api_key is now \"***\"", "log_level is now \"debug\"",]
+    );
+    assert_eq!(not_taken, ["shards is now 3 (from wsgate.toml, line 1); it needs a restart"]);
+    assert_eq!(config.settings.shards.get(), 2);
+    assert_eq!(config.settings.shard.idle_timeout, Duration::from_secs(30));
+    assert_eq!(config.settings.api_key.as_ref().map(ApiKey::expose), Some("new"));
+    // Reloading the same again takes nothing, and still says what waits for a restart.
+    let again = config.change_to(by_file(text).expect("good"));
+    assert_eq!((again.taken.len(), again.not_taken), (0, not_taken));
+}
+
+/// A value of `key` that is good, and not its default.
+fn other_value(key: Key) -> &'static str {
+    match key {
+        Key::Listen => "127.0.0.1:7000",
+        Key::PlainListen => "127.0.0.1:7002",
+        Key::AdminListen => "127.0.0.1:7001",
+        Key::PortFile => "/run/ports",
+        Key::HandoverSocket => "/run/handover.sock",
+        Key::Shards => "7",
+        Key::MaxConnections => "77",
+        Key::MaxChannelsPerConnection => "7",
+        Key::HandshakeTimeout | Key::PingInterval | Key::IdleTimeout => "7s",
+        Key::DrainGrace | Key::DrainDuration => "7s",
+        Key::MaxMessageBytes => "7KiB",
+        Key::OutboundQueueBytes | Key::MailboxBytes => "7MiB",
+        Key::SlowConsumer => "drop-oldest",
+        Key::MailboxEntries => "77",
+        Key::TlsCert | Key::TlsKey => "a.pem,b.pem",
+        Key::TlsClientCa => "ca.pem",
+        Key::TlsClientAuth => "optional",
+        Key::Http2 => "all",
+        Key::Compression => "off",
+        Key::CompressionMinBytes => "77",
+        Key::CompressionWindow => "4KiB",
+        Key::CompressionMemory => "7MiB",
+        Key::AllowedOrigins => "null",
+        Key::Console => "off",
+        Key::TrustedProxies => "10.0.0.0/8",
+        Key::ProxyProtocol | Key::ForwardedHeader => "off",
+        Key::MaxConnectionsPerAddress
+        | Key::MaxHandshakesPerSecond
+        | Key::MaxHandshakesPerSecondPerAddress
+        | Key::MaxMessagesPerSecond
+        | Key::MaxMessagesBurst => "7",
+        Key::MaxBytesPerSecond | Key::MaxBytesBurst => "7MiB",
+        Key::RateLimitAction => "close",
+        Key::MaxConnectionAge => "7h",
+        Key::ApiKey => "sesame",
+        Key::Anonymous => "allow",
+        Key::AnonymousSubscribe | Key::AnonymousPublish | Key::TokenDefaultChannels => "news:*",
+        Key::TokenHmacSecret => "sesame-sesame-sesame-sesame-sesame",
+        Key::TokenPublicKey | Key::TokenJwks => "/etc/keys",
+        Key::TokenAudience | Key::TokenIssuer => "wsgate",
+        Key::TokenLeeway => "7s",
+        Key::LogFormat => "json",
+        Key::LogLevel => "warn",
+    }
+}
+
+#[test]
+fn every_setting_is_either_taken_by_a_reload_or_kept_and_named() {
+    // Beside these, every other setting makes sense alone.
+    let running = [
+        (Key::TokenHmacSecret, "open, open, open, open, open, open"),
+        (Key::Anonymous, "deny"),
+        (Key::TlsClientCa, "authority.pem"),
+        (Key::TlsClientAuth, "required"),
+        (Key::TlsCert, "cert.pem,other.pem"),
+        (Key::TlsKey, "key.pem,other.pem"),
+        (Key::MaxMessagesPerSecond, "9"),
+        (Key::MaxMessagesBurst, "9"),
+        (Key::MaxBytesPerSecond, "9MiB"),
+        (Key::MaxBytesBurst, "9MiB"),
+    ];
+    let flags_but = |key: Option<(Key, &'static str)>| {
+        let others = running.iter().filter(|(one, _)| key.is_none_or(|(key, _)| key != *one));
+        let all = others.copied().chain(key);
+        let flags: Vec<String> =
+            all.flat_map(|(key, value)| [key.flag(), value.to_owned()]).collect();
+        by_flags(&flags.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let running = flags_but(None).expect("good");
+    for key in Key::all().iter().copied() {
+        let fresh = flags_but(Some((key, other_value(key)))).expect("another good value");
+        let wanted = fresh.shown(key);
+        if !key.is_secret() {
+            assert_ne!(running.shown(key), wanted, "{key}: this test needs another value");
+        }
+        let Reloaded { config, taken, not_taken } = running.change_to(fresh);
+        let (holds, told) = match key.needs_restart() {
+            true => (running.shown(key), &not_taken),
+            false => (wanted, &taken),
+        };
+        assert_eq!(config.shown(key), holds, "{key}");
+        let named = told.iter().filter(|line| line.starts_with(&format!("{key} is now "))).count();
+        assert_eq!(named, 1, "{key}: {taken:?} {not_taken:?}");
+        assert_eq!(taken.len() + not_taken.len(), 1, "{key}: {taken:?} {not_taken:?}");
+        assert!(!format!("{taken:?}").contains("sesame"));
+    }
+}
+
+#[test]
+fn certificates_are_exchanged_while_running_and_tls_is_not_begun_or_ended() {
+    let with_tls = by_file("tls_cert = \"a.pem\"\ntls_key = \"a.key\"").expect("good");
+    let exchanged = by_file("tls_cert = \"b.pem\"\ntls_key = \"b.key\"").expect("good");
+    let without = by_flags(&[]).expect("good");
+    let Reloaded { config, taken, not_taken } = with_tls.change_to(exchanged);
+    assert_eq!((taken.len(), not_taken.len()), (2, 0));
+    assert_eq!(config.shown(Key::TlsCert).as_deref(), Some("\"b.pem\""));
+    for (running, fresh) in [(&with_tls, &without), (&without, &with_tls)] {
+        let Reloaded { config, taken, not_taken } = running.change_to(fresh.clone());
+        // The certificate, its key, and that clients are not asked for theirs.
+        assert_eq!((taken.len(), not_taken.len()), (0, 3), "{not_taken:?}");
+        let now = fresh.shown(Key::TlsKey).unwrap_or("not set".to_owned());
+        assert!(not_taken[1].starts_with(&format!("tls_key is now {now} (")), "{not_taken:?}");
+        assert_eq!(config.shown(Key::TlsKey), running.shown(Key::TlsKey));
+    }
+}
+
+#[test]
+fn every_setting_that_is_never_shown_can_be_compared() {
+    for key in Key::all().iter().filter(|key| key.is_secret()) {
+        let running = by_flags(&[&key.flag(), "one"]).expect("good");
+        let other = by_flags(&[&key.flag(), "other"]).expect("good");
+        assert_eq!(running.change_to(other).taken.len(), 1, "{key}");
+        let same = by_flags(&[&key.flag(), "one"]).expect("good");
+        assert_eq!(running.change_to(same).taken.len(), 0, "{key}");
+    }
 }
 
 mod example_file {

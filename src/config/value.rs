@@ -6,11 +6,17 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 
+use crate::admission::proxies::{TrustedProxy, TrustedProxyError};
+use crate::auth::keys::KeyError;
 use crate::auth::origin::{OriginPattern, OriginPatternError};
+use crate::auth::pattern::{ChannelPattern, PatternError, Permissions};
+use crate::server::settings::{ListenAddress, UNIX_PREFIX};
 use crate::telemetry::logging::{LogFilter, LogFilterError};
 use crate::wire::extensions::WindowBits;
 
@@ -108,6 +114,11 @@ pub enum ValueError {
          127.0.0.1:8080 or [::1]:8080 for this machine alone"
     )]
     Address,
+    #[error(
+        "not an address. Write an IP address and a port such as 0.0.0.0:8080 or [::1]:8080, or \
+         unix:/path of a Unix socket"
+    )]
+    ListenAddress,
     #[error("not one of the choices. Write {}", .choices.join(" or "))]
     Choice { choices: Vec<&'static str> },
     #[error(
@@ -115,8 +126,20 @@ pub enum ValueError {
          carry to us. Write visible ASCII characters alone; look for a line end behind the key"
     )]
     ApiKey,
+    #[error("it cannot be read: {0}. Name a file that this user may read")]
+    KeyFile(std::io::Error),
+    #[error("it has more than 1MiB, which no file of keys has. Name another file")]
+    LongKeyFile,
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    #[error("a name is empty. Take out the comma too many")]
+    EmptyName,
     #[error(transparent)]
     Origin(#[from] OriginPatternError),
+    #[error(transparent)]
+    TrustedProxy(#[from] TrustedProxyError),
     #[error(transparent)]
     LogFilter(#[from] LogFilterError),
 }
@@ -192,6 +215,37 @@ pub(super) fn address(raw: &Raw) -> Result<SocketAddr, ValueError> {
     raw.as_text("a text such as \"0.0.0.0:8080\"")?.parse().map_err(|_| ValueError::Address)
 }
 
+/// Addresses with a port, and paths of Unix sockets, separated by commas or listed.
+pub(super) fn listen_addresses(raw: &Raw) -> Result<Vec<ListenAddress>, ValueError> {
+    let wanted = "a text, or a list of texts such as [\"0.0.0.0:8080\", \"unix:/run/wsgate.sock\"]";
+    let read = |text: &str| match text.strip_prefix(UNIX_PREFIX) {
+        Some("") => Err(ValueError::ListenAddress),
+        Some(path) => Ok(ListenAddress::Unix(path.into())),
+        None => text.parse().map(ListenAddress::Tcp).map_err(|_| ValueError::ListenAddress),
+    };
+    listed(raw, wanted)?.into_iter().map(read).collect()
+}
+
+/// Names of files, separated by commas or listed.
+pub(super) fn files(raw: &Raw) -> Result<Vec<PathBuf>, ValueError> {
+    let texts = listed(raw, "a text, or a list of texts, each the name of a file")?;
+    if texts.iter().any(|text| text.is_empty()) {
+        return Err(ValueError::Empty);
+    }
+    Ok(texts.into_iter().map(PathBuf::from).collect())
+}
+
+/// Texts separated by commas, or a list of them; at least one.
+fn listed<'a>(raw: &'a Raw, wanted: &'static str) -> Result<Vec<&'a str>, ValueError> {
+    match raw {
+        Raw::List(texts) if texts.is_empty() => Err(ValueError::Empty),
+        Raw::List(texts) => Ok(texts.iter().map(|text| text.trim()).collect()),
+        Raw::Text(_) | Raw::Integer(_) | Raw::Unfit(_) | Raw::NotUtf8 => {
+            Ok(raw.as_string(wanted)?.split(',').map(str::trim).collect())
+        }
+    }
+}
+
 /// The one of `choices` with the name that was written.
 pub(super) fn choice<T: Copy>(
     raw: &Raw,
@@ -223,15 +277,58 @@ pub(super) fn api_key(raw: &Raw) -> Result<String, ValueError> {
 
 /// Patterns separated by commas, or a list of them.
 pub(super) fn origins(raw: &Raw) -> Result<Vec<OriginPattern>, ValueError> {
-    let wanted = "a text, or a list of texts such as [\"https://example.com\"]";
-    let patterns: Result<Vec<_>, _> = match raw {
+    list(raw, "a text, or a list of texts such as [\"https://example.com\"]")
+}
+
+/// Networks and addresses separated by commas, or a list of them.
+pub(super) fn trusted_proxies(raw: &Raw) -> Result<Vec<TrustedProxy>, ValueError> {
+    list(raw, "a text, or a list of texts such as [\"10.0.0.0/8\"]")
+}
+
+fn list<T: FromStr>(raw: &Raw, wanted: &'static str) -> Result<Vec<T>, ValueError>
+where
+    ValueError: From<T::Err>,
+{
+    let values: Result<Vec<_>, _> = match raw {
         Raw::List(texts) if texts.is_empty() => return Err(ValueError::Empty),
         Raw::List(texts) => texts.iter().map(|text| text.parse()).collect(),
         Raw::Text(_) | Raw::Integer(_) | Raw::Unfit(_) | Raw::NotUtf8 => {
             raw.as_string(wanted)?.split(',').map(str::parse).collect()
         }
     };
-    Ok(patterns?)
+    Ok(values?)
+}
+
+/// A secret: text of any content but nothing, as it was written.
+pub(super) fn secret(raw: &Raw) -> Result<String, ValueError> {
+    raw.as_string("it in quotes")?;
+    match raw {
+        Raw::Text(text) => Ok(text.clone()),
+        Raw::Integer(_) | Raw::List(_) | Raw::Unfit(_) | Raw::NotUtf8 => {
+            unreachable!("it is a text")
+        }
+    }
+}
+
+/// Names separated by commas, or a list of them.
+pub(super) fn texts(raw: &Raw) -> Result<Vec<String>, ValueError> {
+    let texts = match raw {
+        Raw::List(texts) => texts.clone(),
+        Raw::Text(_) | Raw::Integer(_) | Raw::Unfit(_) | Raw::NotUtf8 => {
+            let text = raw.as_string("a text, or a list of texts")?;
+            text.split(',').map(|name| name.trim().to_owned()).collect()
+        }
+    };
+    if texts.iter().any(String::is_empty) { Err(ValueError::EmptyName) } else { Ok(texts) }
+}
+
+/// Patterns of channels separated by commas, or a list of them, which may be empty.
+pub(super) fn patterns(raw: &Raw) -> Result<Vec<ChannelPattern>, ValueError> {
+    let texts = texts(raw)?;
+    if texts.len() > Permissions::MAX_PATTERNS {
+        return Err(PatternError::TooMany(texts.len()).into());
+    }
+    texts.iter().map(|text| Ok(text.parse()?)).collect()
 }
 
 /// A filter of the log.

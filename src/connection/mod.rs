@@ -156,6 +156,11 @@ impl Connection {
         }
     }
 
+    /// It is over, whatever was still to be written: the peer is gone, or has let a deadline pass.
+    pub fn is_closed(&self) -> bool {
+        matches!(self.state, State::Closed(_))
+    }
+
     /// Takes note that the peer lives: bytes came in, or it made room for bytes that waited for it. A
     /// subscriber that only reads, and slowly, says nothing and is far from idle.
     #[inline]

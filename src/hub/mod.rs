@@ -172,9 +172,19 @@ impl Hub {
         self.keys.get(name).copied()
     }
 
+    /// The channel that a subscription is to.
+    pub fn channel(&self, subscription: &SubscriptionKey) -> ChannelKey {
+        self.subscriptions.get(subscription.0).channel
+    }
+
     /// The name of `channel`.
     pub fn name(&self, channel: ChannelKey) -> &ChannelName {
         &self.channels.get(channel.0).name
+    }
+
+    /// The name of the channel that a subscription is to.
+    pub fn name_of(&self, key: &SubscriptionKey) -> &ChannelName {
+        self.name(self.subscriptions.get(key.0).channel)
     }
 
     /// The slots of those of this group on this shard that are subscribed to `channel`, in no promised

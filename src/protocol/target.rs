@@ -31,6 +31,8 @@ pub struct Target {
     pub also: Vec<ChannelName>,
     /// The first message tells the client its connection id (`?hello=true`).
     pub hello: bool,
+    /// Some messages are for the gateway itself (`?control=true`).
+    pub control: bool,
 }
 
 /// Why a request target leads nowhere. The text is for the person who made the request.
@@ -75,6 +77,7 @@ impl Target {
     pub fn parse(path: &str, query: Option<&str>) -> Result<Self, TargetError> {
         let query = query.unwrap_or_default();
         let hello = boolean(query, "hello")?.unwrap_or(false);
+        let control = boolean(query, "control")?.unwrap_or(false);
         let (endpoint, also) = match path.strip_prefix("/channels/") {
             None if path == "/echo" => (Endpoint::Echo, Vec::new()),
             None => return Err(TargetError::NotFound),
@@ -85,7 +88,7 @@ impl Target {
                 (Endpoint::Channel { name, own }, also)
             }
         };
-        Ok(Self { endpoint, also, hello })
+        Ok(Self { endpoint, also, hello, control })
     }
 
     /// How many channels the connection would be subscribed to.
@@ -169,7 +172,7 @@ mod tests {
 
     fn channel(channel: &str, own: bool) -> Result<Target, TargetError> {
         let endpoint = Endpoint::Channel { name: name(channel), own };
-        Ok(Target { endpoint, also: Vec::new(), hello: false })
+        Ok(Target { endpoint, also: Vec::new(), hello: false, control: false })
     }
 
     /// What `/channels/news` with this query is subscribed to.
@@ -185,8 +188,8 @@ mod tests {
     #[test]
     fn echo_and_channels_are_found() {
         assert_eq!(
-            Target::parse("/echo", Some("hello=true")),
-            Ok(Target { endpoint: Endpoint::Echo, also: Vec::new(), hello: true })
+            Target::parse("/echo", Some("hello=true&control=1")),
+            Ok(Target { endpoint: Endpoint::Echo, also: Vec::new(), hello: true, control: true })
         );
         assert_eq!(Target::parse("/channels/news", None), channel("news", true));
         assert_eq!(Target::parse("/channels/news", Some("own=false&x=y")), channel("news", false));

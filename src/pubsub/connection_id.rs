@@ -1,12 +1,16 @@
 //! How connections are named, inside the process and to the outside.
 
 use std::fmt;
+use std::num::NonZeroU16;
 
 use thiserror::Error;
 
 /// Which shard of this process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ShardId(u16);
+///
+/// Holds one more than its index, so that where there may be none it takes no room for that: each connection
+/// has one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShardId(NonZeroU16);
 
 impl ShardId {
     /// Most shards that a connection id can tell apart.
@@ -15,18 +19,24 @@ impl ShardId {
     /// The shard with this number, which is below [`ShardId::MAX_SHARDS`].
     pub fn new(index: u16) -> Self {
         assert!(index < Self::MAX_SHARDS, "shard {index} cannot be named");
-        Self(index)
+        Self(NonZeroU16::MIN.saturating_add(index))
     }
 
     /// Position in a list of all shards.
     pub fn index(self) -> usize {
-        usize::from(self.0)
+        usize::from(self.0.get() - 1)
     }
 }
 
 impl fmt::Display for ShardId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.index().fmt(f)
+    }
+}
+
+impl fmt::Debug for ShardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ShardId").field(&self.index()).finish()
     }
 }
 
@@ -82,7 +92,7 @@ impl ConnectionId {
     pub fn to_uuid(self, gateway: GatewayId) -> String {
         let version = 8u64;
         let variant = 0b10u64;
-        let high = gateway.0 << 16 | version << 12 | self.shard.0 as u64;
+        let high = gateway.0 << 16 | version << 12 | self.shard.index() as u64;
         let low = variant << 62 | u64::from(self.slot) << 32 | u64::from(self.generation);
         format!(
             "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tracing::{debug, warn};
 
 use crate::api::gateway::Gateway;
@@ -27,8 +27,9 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long to leave the backlog alone when accepting fails.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until the process ends.
-pub(super) async fn serve(gateway: Rc<Gateway>, listener: TcpListener) {
+/// Serves until the process ends, or until `leave` says that another one serves here now: then nobody
+/// is accepted any more, and those who are connected are let go after the answer that they wait for.
+pub(super) async fn serve(gateway: Rc<Gateway>, listener: TcpListener, leave: Rc<Notify>) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => {
@@ -37,9 +38,17 @@ pub(super) async fn serve(gateway: Rc<Gateway>, listener: TcpListener) {
         }
     };
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut left = std::pin::pin!(leave.notified());
     loop {
-        let place = Arc::clone(&room).acquire_owned().await.expect("the semaphore is never closed");
-        let socket = match listener.accept().await {
+        let next = async {
+            let place = Arc::clone(&room).acquire_owned().await;
+            (place.expect("the semaphore is never closed"), listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            next = next => next,
+            () = &mut left => return,
+        };
+        let socket = match accepted {
             Ok((socket, _)) => socket,
             Err(error) => {
                 debug!(%error, "cannot accept an admin connection");
@@ -47,7 +56,7 @@ pub(super) async fn serve(gateway: Rc<Gateway>, listener: TcpListener) {
                 continue;
             }
         };
-        let gateway = Rc::clone(&gateway);
+        let (gateway, leave) = (Rc::clone(&gateway), Rc::clone(&leave));
         tokio::task::spawn_local(async move {
             let service = service_fn(|request| {
                 let gateway = Rc::clone(&gateway);
@@ -57,7 +66,16 @@ pub(super) async fn serve(gateway: Rc<Gateway>, listener: TcpListener) {
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
                 .serve_connection(TokioIo::new(socket), service);
-            match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
+            let mut connection = std::pin::pin!(connection);
+            let served = async {
+                tokio::select! {
+                    ended = &mut connection => return ended,
+                    () = leave.notified() => {}
+                }
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            };
+            match tokio::time::timeout(CONNECTION_TIMEOUT, served).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => debug!(%error, "an admin connection ended"),
                 Err(_) => debug!("an admin connection has lasted long enough"),

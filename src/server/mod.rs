@@ -6,9 +6,23 @@
 //!
 //! - [`settings`]: what the operator may decide.
 //! - `sockets`: listening sockets and the limit of open files.
+//! - `activation`: listening sockets that others have opened; `handover`: those of the gateway that ran
+//!   before, and to the one that comes after.
 //! - `admin`: the admin listener.
+//! - [`reload`]: other settings for a gateway that runs.
+//! - [`certificates`]: who the gateway is to clients that speak TLS.
+//! - `drain`: the end.
+//! - `notify`: what the service manager is told.
+//! - `host`: what the settings want and this host does not give.
 
+mod activation;
 mod admin;
+pub mod certificates;
+mod drain;
+mod handover;
+mod host;
+mod notify;
+pub mod reload;
 pub mod settings;
 mod sockets;
 
@@ -25,24 +39,27 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::runtime::{Builder, LocalOptions, RuntimeMetrics};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 use tokio::sync::oneshot::{self, error::RecvError};
 use tracing::{error, info, warn};
 
-use crate::api::gateway::{ApiAccess, Gateway, Phase};
+use crate::api::gateway::{ApiAccess, Gateway};
 use crate::broker::memory::{self, Bounds};
 use crate::pubsub::{GatewayId, ShardId};
-use crate::server::settings::Settings;
-use crate::shard::orders::{Handle, Order};
-use crate::shard::{self, Loads, Seed};
+use crate::server::certificates::{CertificateError, Certificates};
+use crate::server::drain::Cause;
+use crate::server::handover::{HandoverError, Office};
+use crate::server::reload::{Applied, Reload};
+use crate::server::settings::{Http2, ListenAddress, Settings};
+use crate::server::sockets::{Listening, UnixPath};
+use crate::shard::orders::Handle;
+use crate::shard::{self, Entrance, Loads, Seed};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::export::{BusyTime, Exporter};
 use crate::wire::header::ProtocolError;
 
 /// How often the sums of the shards' counters are handed to the metrics recorder.
 const HAND_OVER_INTERVAL: Duration = Duration::from_secs(1);
-
-/// What a shard gets beyond its own limits to end before it is given up.
-const DRAIN_MARGIN: Duration = Duration::from_secs(2);
 
 /// Why the gateway could not start, or could not go on.
 #[derive(Debug, Error)]
@@ -53,12 +70,15 @@ pub enum ServeError {
         /// Which setting.
         setting: &'static str,
         /// Its value.
-        address: SocketAddr,
+        address: ListenAddress,
         /// What to do.
         remedy: &'static str,
         /// What the system said.
         source: io::Error,
     },
+    /// A certificate cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     /// The system refuses something that every gateway needs.
     #[error("cannot {what}: {source}")]
     System {
@@ -78,6 +98,39 @@ pub enum ServeError {
         /// What the system said.
         source: io::Error,
     },
+    /// What the service manager passes is no socket for the setting.
+    #[error(
+        "the socket that is passed for {setting} cannot be used: {problem}. Correct the .socket unit: \
+         wsgate takes sockets that listen (ListenStream=), called listen, plain and admin"
+    )]
+    PassedSocket {
+        /// Which setting.
+        setting: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The socket for a successor cannot be made.
+    #[error(
+        "handover_socket is {path} and cannot be made: {source}. Name a file that does not exist, in a \
+         folder that exists and that this user may write to, in less than 100 bytes"
+    )]
+    HandoverSocket {
+        /// Its value.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Somebody answers at the socket and does not hand over.
+    #[error(
+        "handover_socket is {path} and somebody answers there, but does not hand over: {source}. Stop \
+         that process, or start this one without handover_socket"
+    )]
+    Handover {
+        /// Its value.
+        path: PathBuf,
+        /// What came of it.
+        source: HandoverError,
+    },
     /// A shard's thread has ended though nobody asked it to.
     #[error("shard {shard} ended: {reason}")]
     ShardEnded {
@@ -95,7 +148,7 @@ pub enum ServeError {
 }
 
 impl ServeError {
-    fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+    fn system(what: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| Self::System { what, source }
     }
 }
@@ -107,32 +160,72 @@ struct ShardThread {
     ended: oneshot::Receiver<Result<(), String>>,
 }
 
-/// Runs the gateway on this thread until it has drained.
+/// Runs the gateway on this thread until it has drained. On SIGHUP `reload` is asked for other
+/// settings.
 ///
 /// # Errors
 ///
 /// Why it could not start or go on.
-pub fn serve(settings: Settings) -> Result<(), ServeError> {
+pub fn serve(settings: Settings, reload: Reload) -> Result<(), ServeError> {
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default())
         .map_err(ServeError::system("start the control thread's runtime"))?;
-    runtime.block_on(run(settings))
+    runtime.block_on(run(settings, reload))
 }
 
-async fn run(settings: Settings) -> Result<(), ServeError> {
-    if let Some(path) = &settings.port_file {
-        // One of an earlier run would tell where nobody listens any more. There may be none.
-        _ = std::fs::remove_file(path);
-    }
+async fn run(mut settings: Settings, mut read: Reload) -> Result<(), ServeError> {
     let open_files = sockets::raise_open_files_limit();
     let shards = settings.shards.get();
     let max_connections = sockets::max_connections(settings.max_connections, open_files, shards);
+    host::warn_of_conflicts(&settings);
     // Before anything listens, so that no signal finds its default action.
     let mut signals = Signals::new()?;
-    let (listen, listeners) = sockets::listen_each("listen", settings.listen, shards)?;
+    let control_counters: Arc<Counters> = Arc::default();
+    let certificates = match &settings.tls {
+        Some(tls) => Some(Rc::new(Certificates::new(
+            tls.clone(),
+            settings.http2,
+            Arc::clone(&control_counters),
+        )?)),
+        None => None,
+    };
+    let mut inherited = activation::passed()?;
+    // Sockets that the manager keeps outlive this process, and so does who waits for them.
+    let is_activated = !inherited.is_empty();
+    let mut succession = None;
+    if let Some(path) = &settings.handover_socket
+        && let Some((predecessor, sockets)) = handover::take_over(path)?
+    {
+        succession = Some((predecessor, path));
+        inherited.extend(sockets);
+    }
+    if succession.is_none()
+        && let Some(path) = &settings.port_file
+    {
+        // One of an earlier run would tell where nobody listens any more. There may be none.
+        _ = std::fs::remove_file(path);
+    }
+    let http2_by_prior_knowledge = settings.http2 == Http2::All;
+    let plain = Entrance { tls: None, http2_by_prior_knowledge };
+    let identity = certificates.as_ref().map(|certificates| certificates.identity());
+    let tls = Entrance { tls: identity, http2_by_prior_knowledge };
+    let mut listening = Listening::new(shards);
+    let (wanted, wanted_plain) = (&settings.listen, &settings.plain_listen);
+    let listen = listening.add(activation::LISTEN, wanted, &mut inherited, &tls)?;
+    let plain_listen =
+        listening.add(activation::PLAIN_LISTEN, wanted_plain, &mut inherited, &plain)?;
+    let Listening { shards: listeners, mut shared, unix: mut unix_paths } = listening;
     let (admin_listen, admin_listener) =
-        sockets::listen_one("admin_listen", settings.admin_listen)?;
+        sockets::admin_listener(&mut inherited, settings.admin_listen)?;
+    if settings.handover_socket.is_some() {
+        let share = ServeError::system("share the listening sockets with a successor");
+        let admin = admin_listener.try_clone().map_err(share)?;
+        shared.push((activation::ADMIN_LISTEN, vec![admin.into()]));
+    } else {
+        // A socket listens for as long as somebody has a descriptor of it.
+        shared.clear();
+    }
 
     let gateway_id = GatewayId::new(random());
     let loads = Arc::new(Loads::new(shards, max_connections));
@@ -146,13 +239,13 @@ async fn run(settings: Settings) -> Result<(), ServeError> {
     let mut threads = Vec::new();
     let mut busy_times = Vec::new();
     let parts = listeners.into_iter().zip(seats).zip(orders).zip(&counters).enumerate();
-    for (index, (((listener, seat), orders), counters)) in parts {
+    for (index, (((listeners, seat), orders), counters)) in parts {
         let id = ShardId::new(index as u16);
         let seed = Seed {
             id,
             gateway: gateway_id,
             settings: Arc::clone(&shard_settings),
-            listener,
+            listeners,
             seat,
             orders,
             shards: Arc::clone(&handles),
@@ -170,7 +263,6 @@ async fn run(settings: Settings) -> Result<(), ServeError> {
         threads.push(thread);
     }
 
-    let control_counters: Arc<Counters> = Arc::default();
     let kinds = &ProtocolError::KINDS;
     let exporter = Exporter::new(&counters, Arc::clone(&control_counters), busy_times, kinds)
         .expect("the buckets of the histograms are not empty");
@@ -187,13 +279,47 @@ async fn run(settings: Settings) -> Result<(), ServeError> {
         exporter,
         Instant::now(),
     ));
-    tokio::task::spawn_local(admin::serve(Rc::clone(&gateway), admin_listener));
+    let mut drain_requests = gateway.drain_requests();
+    let leave_admin = Rc::new(Notify::new());
+    let admin = admin::serve(Rc::clone(&gateway), admin_listener, Rc::clone(&leave_admin));
+    tokio::task::spawn_local(admin);
     tokio::task::spawn_local(hand_over(Rc::clone(&gateway)));
-    if let Some(path) = &settings.port_file {
-        write_port_file(path, listen, admin_listen)?;
+    tokio::task::spawn_local(notify::watchdog(Rc::clone(&gateway)));
+    if let Some(certificates) = &certificates {
+        tokio::task::spawn_local(Rc::clone(certificates).watch());
+    }
+    let is_successor = succession.is_some();
+    if let Some((predecessor, path)) = succession {
+        predecessor.ready(path).await?;
+        unix_paths.iter_mut().for_each(UnixPath::take_over);
+        info!(?path, "took over from the gateway that ran before");
+    }
+    let opened = settings.handover_socket.as_ref().map(|path| Office::open(path, shared));
+    let port_file = settings.port_file.as_ref();
+    let written = port_file.map(|path| write_port_file(path, &listen, &plain_listen, admin_listen));
+    // Whoever has taken over is the only one there is, so it serves on without them.
+    let forgiven = |error: ServeError| {
+        if is_successor {
+            error!("{error}");
+            Ok(())
+        } else {
+            Err(error)
+        }
+    };
+    let mut office = match opened {
+        Some(Ok(office)) => Some(office),
+        Some(Err(error)) => {
+            forgiven(error)?;
+            None
+        }
+        None => None,
+    };
+    if let Some(Err(error)) = written {
+        forgiven(error)?;
     }
     info!(
-        %listen,
+        listen = list(&listen),
+        plain_listen = (!plain_listen.is_empty()).then(|| list(&plain_listen)),
         %admin_listen,
         shards,
         max_connections,
@@ -201,19 +327,98 @@ async fn run(settings: Settings) -> Result<(), ServeError> {
         version = env!("CARGO_PKG_VERSION"),
         "serving"
     );
+    if settings.shard.console
+        && let Some(url) = page_url(&listen, &plain_listen, settings.tls.is_some())
+    {
+        info!("to try it, open {url} in a browser");
+    }
+    let serving = format!("serving {} with {shards} shards", list(&listen));
+    notify::ready(&serving, is_successor);
 
-    let signal = tokio::select! {
-        signal = signals.next() => signal,
-        error = first_to_end(&mut threads) => return Err(error),
+    // One future for all rounds: a reload must not cut a handover short.
+    let mut succeeded = Box::pin(async {
+        match &mut office {
+            Some(office) => office.succeeded().await,
+            None => std::future::pending().await,
+        }
+    });
+    let cause = loop {
+        tokio::select! {
+            // In this order, so that a request counts before the signal that an orchestrator sends
+            // right behind it.
+            biased;
+            Ok(request) = &mut drain_requests => break Cause::Request(request),
+            word = signals.next() => match word {
+                Word::End(signal) => break Cause::Signal(signal),
+                Word::Reload => {
+                    notify::reloading();
+                    let applied = Applied { gateway: &gateway, admin_listen, open_files };
+                    settings = reload::reload(&mut read, settings, &applied);
+                    if let (Some(certificates), Some(tls)) = (&certificates, &settings.tls) {
+                        certificates.reload(tls);
+                    }
+                    notify::ready(&serving, false);
+                }
+            },
+            () = &mut succeeded => break Cause::Succeeded,
+            error = first_to_end(&mut threads) => return Err(error),
+        }
     };
-    let drain = drain(&gateway, &settings, &mut threads, signal);
-    tokio::select! {
-        ended = drain => ended,
-        signal = signals.next() => {
-            warn!(signal, connections = loads.total(), "second signal: ending at once");
-            Ok(())
+    // Its descriptors would keep the sockets open, and nobody can follow a gateway that drains.
+    drop(succeeded);
+    if let Cause::Succeeded = cause {
+        // The successor's admin port is this one's.
+        leave_admin.notify_waiters();
+    }
+    // A drain that comes between does not keep a successor from going on.
+    if office.is_some_and(|office| office.has_successor()) {
+        unix_paths.iter_mut().for_each(UnixPath::leave);
+    }
+    // Of the signals that follow, this many are only another word for what goes on already: an
+    // orchestrator sends one behind its request to drain.
+    let mut patience = match cause {
+        Cause::Signal(_) => 0,
+        Cause::Request(_) | Cause::Succeeded => 1,
+    };
+    let mut drain =
+        std::pin::pin!(drain::drain(&gateway, &settings, &mut threads, cause, is_activated));
+    loop {
+        tokio::select! {
+            ended = &mut drain => return ended,
+            word = signals.next() => match word {
+                Word::End(signal) if patience == 0 => {
+                    warn!(signal, connections = loads.total(), "second signal: ending at once");
+                    return Ok(());
+                }
+                Word::End(signal) => {
+                    patience -= 1;
+                    info!(signal, "draining already; another signal ends at once");
+                }
+                Word::Reload => info!("draining: the configuration is not read any more"),
+            },
         }
     }
+}
+
+/// Where a browser on this machine finds the console page; `None` behind Unix sockets alone.
+fn page_url(
+    listen: &[ListenAddress],
+    plain_listen: &[ListenAddress],
+    speaks_tls: bool,
+) -> Option<String> {
+    let schemes = [if speaks_tls { "https" } else { "http" }, "http"];
+    let tcp = |address: &ListenAddress| match address {
+        ListenAddress::Tcp(address) => Some(*address),
+        ListenAddress::Unix(_) => None,
+    };
+    schemes.into_iter().zip([listen, plain_listen]).find_map(|(scheme, listen)| {
+        let address = listen.iter().find_map(tcp)?;
+        Some(if address.ip().is_unspecified() {
+            format!("{scheme}://localhost:{}", address.port())
+        } else {
+            format!("{scheme}://{address}")
+        })
+    })
 }
 
 /// Starts the thread of one shard.
@@ -255,43 +460,6 @@ async fn first_to_end(threads: &mut [ShardThread]) -> ServeError {
     .await
 }
 
-/// Not ready at once; still accepting for the grace; then closing what is open; then the end.
-async fn drain(
-    gateway: &Gateway,
-    settings: &Settings,
-    threads: &mut [ShardThread],
-    signal: &'static str,
-) -> Result<(), ServeError> {
-    let (grace, duration) = (settings.drain_grace, settings.drain_duration);
-    let started_at = Instant::now();
-    let connections = gateway.loads().total();
-    gateway.set_phase(Phase::Grace);
-    info!(signal, connections, ?grace, "drain: not ready any more, still accepting");
-    tokio::time::sleep(grace).await;
-
-    gateway.set_phase(Phase::Closing);
-    let connections = gateway.loads().total();
-    info!(connections, ?duration, "drain: accepting no more, closing connections");
-    for shard in gateway.shards() {
-        shard.order(Order::Drain { duration }).await;
-    }
-    let limit = duration + settings.shard.close_timeout;
-    let all_ended = async {
-        for thread in threads.iter_mut() {
-            if let Ok(Err(reason)) = (&mut thread.ended).await {
-                error!(shard = %thread.id, reason, "a shard failed while draining");
-            }
-        }
-    };
-    if tokio::time::timeout(limit + DRAIN_MARGIN, all_ended).await.is_err() {
-        return Err(ServeError::DrainTimeout { connections: gateway.loads().total() });
-    }
-    let took = started_at.elapsed();
-    let cut = gateway.loads().total();
-    info!(?took, cut, "drain: done");
-    Ok(())
-}
-
 /// Hands the metrics over, again and again.
 async fn hand_over(gateway: Rc<Gateway>) {
     let mut interval = tokio::time::interval(HAND_OVER_INTERVAL);
@@ -322,16 +490,26 @@ fn api_access(settings: &Settings, admin_listen: SocketAddr) -> ApiAccess {
     }
 }
 
+/// As operators write them.
+fn list(addresses: &[ListenAddress]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
 /// Writes the addresses that were taken, at once or not at all: whoever sees the file can read it.
 fn write_port_file(
     path: &Path,
-    listen: SocketAddr,
+    listen: &[ListenAddress],
+    plain_listen: &[ListenAddress],
     admin_listen: SocketAddr,
 ) -> Result<(), ServeError> {
     let failed = |source| ServeError::PortFile { path: path.to_owned(), source };
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(format!(".{}", std::process::id()));
-    let text = format!("listen={listen}\nadmin_listen={admin_listen}\n");
+    let lines = |name: &str, addresses: &[ListenAddress]| -> String {
+        addresses.iter().map(|address| format!("{name}={address}\n")).collect()
+    };
+    let (listen, plain_listen) = (lines("listen", listen), lines("plain_listen", plain_listen));
+    let text = format!("{listen}{plain_listen}admin_listen={admin_listen}\n");
     std::fs::write(&unfinished, text).map_err(failed)?;
     std::fs::rename(&unfinished, path).map_err(failed)
 }
@@ -342,10 +520,19 @@ fn random() -> u64 {
     RandomState::new().hash_one(std::process::id())
 }
 
-/// The signals that end the process.
+/// What a signal asks for.
+enum Word {
+    /// The end. Its name is for the log.
+    End(&'static str),
+    /// Other settings.
+    Reload,
+}
+
+/// The signals that this process acts on.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -354,13 +541,38 @@ impl Signals {
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
         })
     }
 
-    async fn next(&mut self) -> &'static str {
+    /// The next of them.
+    async fn next(&mut self) -> Word {
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => Word::End("SIGTERM"),
+            _ = self.interrupt.recv() => Word::End("SIGINT"),
+            _ = self.hangup.recv() => Word::Reload,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn page_is_named_as_a_browser_on_this_machine_finds_it() {
+        let listen = |addresses: &[&str]| -> Vec<ListenAddress> {
+            let tcp = |address: &&str| ListenAddress::Tcp(address.parse().expect("an address"));
+            addresses.iter().map(tcp).collect()
+        };
+        let unix = [ListenAddress::Unix("/run/a".into())];
+        let url = |listen: &[ListenAddress], plain: &[ListenAddress], tls| {
+            page_url(listen, plain, tls).unwrap_or_default()
+        };
+        assert_eq!(url(&listen(&["0.0.0.0:1"]), &[], false), "http://localhost:1");
+        assert_eq!(url(&listen(&["[::]:1", "127.0.0.1:2"]), &[], true), "https://localhost:1");
+        assert_eq!(url(&listen(&["[::1]:1"]), &listen(&["127.0.0.1:2"]), true), "https://[::1]:1");
+        assert_eq!(url(&unix, &listen(&["127.0.0.1:2"]), true), "http://127.0.0.1:2");
+        assert_eq!(url(&unix, &unix, true), "");
     }
 }

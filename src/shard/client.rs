@@ -1,35 +1,37 @@
 //! One open connection: its socket beside its protocol state.
 
-use std::cell::{Cell, RefCell, RefMut};
+use std::cell::{Cell, OnceCell, RefCell, RefMut};
 use std::io::{self, IoSlice};
 use std::ops::{Deref, DerefMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, RawFd};
 use std::rc::Rc;
 use std::task::Waker;
 use std::time::Instant;
 
 use bytes::Bytes;
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendFlags, send, sendmsg};
-use tokio::io::Interest;
-use tokio::net::TcpStream;
 
+use crate::auth::identity::PublishGrant;
 use crate::connection::outbound::{Pushed, SlowConsumerPolicy};
 use crate::connection::{Connection, Ending};
 use crate::hub::{ChannelKey, SubscriptionKey};
 use crate::protocol::raw::Ask;
 use crate::pubsub::{Batch, ConnectionId, Count, ShardId};
 use crate::shard::Shard;
+use crate::shard::admitted::Admitted;
 use crate::shard::compression::{Coding, Takeover};
+use crate::shard::stream::{Stream, send_bytes, send_slices};
 use crate::telemetry::counters::{BINARY, SlowConsumer, TEXT};
 use crate::wire::close::CloseCode;
 use crate::wire::frame;
 
+/// What one pass deflates for single subscribers, as bytes that are deflated: it takes less than a tenth
+/// of a second. A publication of 1 KiB is so deflated for more than 1,000. Without the bound a turn of small
+/// messages to as many would take minutes, in which nobody else is served.
+const MAX_REFERRING_BYTES: usize = 4 << 20;
+
 /// Most slices of one vectored write: what Linux takes (`IOV_MAX`).
 const MAX_SLICES: usize = 1_024;
-
-/// A socket that does not take everything at once says so; one that the peer has closed fails.
-const SEND_FLAGS: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
 
 /// A channel, as one of its subscribers remembers it.
 #[derive(Clone, Copy)]
@@ -47,17 +49,23 @@ pub(crate) struct Client {
     pub(crate) ask: Ask,
     /// The channel that it publishes to, and is subscribed to like to those of `subscriptions`.
     pub(crate) channel: Option<Channel>,
+    /// Leave to publish to `channel`: taken away and given by the newest token.
+    pub(crate) publish_grant: Cell<Option<PublishGrant>>,
+    /// It came with a token, and the shard knows whose ([`Users`](crate::shard::users::Users)).
+    pub(crate) is_identified: bool,
+    /// Some of its messages are for the gateway itself.
+    pub(crate) takes_control: bool,
     /// How its messages are deflated. Those that are alike share one.
     pub(crate) coding: Rc<Coding>,
     /// Given back when the connection ends.
     pub(crate) subscriptions: Cell<Subscriptions>,
-    pub(crate) socket: RefCell<TcpStream>,
+    pub(crate) socket: RefCell<Stream>,
     /// Borrowed by [`Client::hold`] alone, so that the table always knows what it is worth.
     connection: RefCell<Connection>,
     /// The table says that the socket may be written to without another look.
     is_direct: Cell<bool>,
-    /// Wakes the driver.
-    pub(crate) waker: RefCell<Option<Waker>>,
+    /// Wakes the driver. There once that has been polled.
+    pub(crate) waker: OnceCell<Waker>,
     /// The tick of its one entry in the wheel that counts, less its upper half, which is the same for
     /// all entries for seven years; 0 for none.
     pub(crate) timer_tick: Cell<u32>,
@@ -65,6 +73,8 @@ pub(crate) struct Client {
     pub(crate) is_paused: Cell<bool>,
     /// The socket's sending side was shut down.
     pub(crate) is_shut: Cell<bool>,
+    /// What is remembered of how it came in, where that is anything.
+    pub(crate) admitted: Option<Box<Admitted>>,
 }
 
 /// The subscriptions of one connection. Nearly all have one, which then takes no memory of its own.
@@ -96,31 +106,55 @@ impl Subscriptions {
             Self::Several(several) => several.0.into_iter().for_each(end),
         }
     }
+
+    /// All of them.
+    pub(crate) fn keys(&self) -> &[SubscriptionKey] {
+        match self {
+            Self::None => &[],
+            Self::One(key) => std::slice::from_ref(key),
+            Self::Several(several) => &several.0,
+        }
+    }
+}
+
+/// What a connection may do beside hearing its channels.
+#[derive(Clone, Copy)]
+pub(crate) struct Leave {
+    pub(crate) publish_grant: Option<PublishGrant>,
+    pub(crate) is_identified: bool,
+    pub(crate) takes_control: bool,
 }
 
 impl Client {
+    #[expect(clippy::too_many_arguments, reason = "each is a part that the handshake has made")]
     pub(crate) fn new(
         id: ConnectionId,
         ask: Ask,
+        leave: Leave,
         channel: Option<Channel>,
         subscriptions: Subscriptions,
         coding: Rc<Coding>,
-        socket: TcpStream,
+        socket: Stream,
+        admitted: Option<Box<Admitted>>,
         now: Instant,
     ) -> Self {
         Self {
             id,
             ask,
+            publish_grant: Cell::new(leave.publish_grant),
+            is_identified: leave.is_identified,
+            takes_control: leave.takes_control,
             channel,
             coding,
             subscriptions: Cell::new(subscriptions),
             socket: RefCell::new(socket),
             connection: RefCell::new(Connection::new(now)),
             is_direct: Cell::new(false),
-            waker: RefCell::new(None),
+            waker: OnceCell::new(),
             timer_tick: Cell::new(0),
             is_paused: Cell::new(false),
             is_shut: Cell::new(false),
+            admitted,
         }
     }
 
@@ -145,27 +179,42 @@ impl Client {
         self.connection.try_borrow().is_ok_and(|connection| connection.is_writable_at_once())
     }
 
-    /// Of the socket.
-    pub(crate) fn descriptor(&self) -> RawFd {
-        self.socket.borrow().as_raw_fd()
+    /// Of the socket, where frames are written to it as they are.
+    pub(crate) fn plain_descriptor(&self) -> Option<RawFd> {
+        self.socket.borrow().plain_descriptor()
+    }
+
+    /// Whether something that its stream took has yet to be sent.
+    #[inline]
+    pub(crate) fn has_unsent(&self) -> bool {
+        self.socket.borrow().has_unsent()
     }
 
     /// Lets the driver look at the connection again.
     pub(crate) fn wake_driver(&self) {
-        if let Some(waker) = &*self.waker.borrow() {
+        if let Some(waker) = self.waker.get() {
             waker.wake_by_ref();
         }
     }
 
-    /// Writes what waits, as far as the socket takes it.
-    pub(crate) fn write_waiting(&self, connection: &mut Connection, shard: &Shard) {
+    /// Writes what waits, as far as the socket takes it. Returns whether it took anything.
+    pub(crate) fn write_waiting(&self, connection: &mut Connection, shard: &Shard) -> bool {
         let before = connection.outbound.bytes();
-        while !connection.outbound.is_empty() {
-            let written = self.socket.borrow().try_write_vectored(&connection.outbound.slices());
-            match written {
+        let mut socket = self.socket.borrow_mut();
+        let mut has_taken = false;
+        if socket.has_unsent() {
+            match socket.try_flush() {
+                Ok(bytes) => has_taken = bytes > 0,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => connection.handle_disconnect(),
+            }
+        }
+        while !connection.outbound.is_empty() && !socket.has_unsent() {
+            match socket.try_write_slices(&connection.outbound.slices()) {
                 Ok(bytes) => {
                     shard.counters.sent_bytes.add(bytes as u64);
                     connection.outbound.advance(bytes);
+                    has_taken = true;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => {
@@ -175,6 +224,7 @@ impl Client {
             }
         }
         shard.counters.outbound_queue_bytes.moved(before, connection.outbound.bytes());
+        has_taken
     }
 
     /// Sends one whole plain frame, deflated, to a connection whose messages refer to earlier ones.
@@ -247,7 +297,7 @@ impl Client {
     /// Offers `frames` to the socket. Returns how many bytes it took.
     #[inline]
     fn write(&self, frames: &[u8]) -> io::Result<usize> {
-        self.try_write(|socket| send(socket, frames, SEND_FLAGS))
+        self.try_write(|socket| socket.try_write(frames))
     }
 
     /// Offers `slices` to the socket in as few calls as the kernel allows, which is one up to
@@ -280,19 +330,18 @@ impl Client {
 
     #[inline(never)]
     fn write_slices(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.try_write(|socket| send_slices(socket, slices))
+        self.try_write(|socket| socket.try_write_slices(slices))
     }
 
-    /// Writes past tokio: its look at the socket's readiness touches one more cache line, and libc's
-    /// `send` costs two locked instructions, since a thread can be cancelled in it. Without these a
-    /// delivery takes 102 instructions instead of 256 (callgrind, 1 to 1,000).
     #[inline(always)]
-    fn try_write(
-        &self,
-        mut write: impl FnMut(&TcpStream) -> Result<usize, Errno>,
-    ) -> io::Result<usize> {
-        let socket = &*self.socket.borrow();
-        write(socket).or_else(|error| try_write_again(socket, error, write))
+    fn try_write(&self, write: impl FnOnce(&mut Stream) -> io::Result<usize>) -> io::Result<usize> {
+        let socket = &mut *self.socket.borrow_mut();
+        let written = write(socket);
+        if socket.has_unsent() {
+            // It is the driver that waits for room.
+            self.wake_driver();
+        }
+        written
     }
 
     #[inline]
@@ -355,7 +404,9 @@ impl Client {
                 let batches = batches.map(|batch| shard.deflated(batch, takeover.window()));
                 self.deliver_as_they_are(batches, slices, tally, shard);
             }
-            Coding::Takeover(takeover) => self.deliver_referring(batches, takeover, tally, shard),
+            Coding::Takeover(takeover) => {
+                self.deliver_referring(batches, takeover, slices, tally, shard);
+            }
         }
     }
 
@@ -398,11 +449,13 @@ impl Client {
     ///
     /// A message that refers to others must not be dropped, nor must those that it refers to. So only
     /// what the socket takes refers to anything; what has to wait, and can be dropped by the
-    /// slow-consumer policy, stands alone, and what comes after it refers to nothing before it.
+    /// slow-consumer policy, stands alone, and what comes after it refers to nothing before it. So does
+    /// what a pass has no more time to deflate for this connection only.
     fn deliver_referring<'a>(
         &self,
         batches: impl Iterator<Item = &'a Batch> + Clone,
         takeover: &Takeover,
+        slices: &mut Vec<IoSlice<'a>>,
         tally: &Tally,
         shard: &Shard,
     ) {
@@ -412,20 +465,28 @@ impl Client {
             takeover.forget_ours();
             return self.deliver_carefully(&mut connection, alone, tally, shard);
         }
-        let (mut count, mut frames) = (Count::default(), Vec::new());
+        let (mut count, mut effort_bytes, mut plain) = (Count::default(), 0, Vec::new());
         for batch in batches {
             let (segments, others) = batch.segments_for(self.id);
             count += others;
-            for segment in &segments {
-                frame::for_each(segment, |frame| {
-                    shard.with_deflated(frame, &self.coding, |frame| {
-                        frames.extend_from_slice(frame);
-                    });
-                });
+            if shard.codec.is_worth(batch.largest_frame_bytes()) {
+                effort_bytes += takeover.effort_bytes(&segments, others);
             }
+            plain.extend(segments);
         }
         if count == Count::default() {
             return;
+        }
+        if !tally.has_time_for(effort_bytes) {
+            takeover.forget_ours();
+            drop(connection);
+            return self.deliver_as_they_are(alone, slices, tally, shard);
+        }
+        let mut frames = Vec::new();
+        for segment in &plain {
+            frame::for_each(segment, |frame| {
+                shard.with_deflated(frame, &self.coding, |frame| frames.extend_from_slice(frame));
+            });
         }
         tally.count_write();
         let written = self.write(&frames);
@@ -545,8 +606,8 @@ impl Client {
             }
             let taken = std::mem::take(&mut written);
             let pushed = match taken {
-                0 => connection.outbound.push(segment, &shard.limit),
-                written => connection.outbound.push_rest(segment, written, &shard.limit),
+                0 => connection.outbound.push(segment, &shard.limit()),
+                written => connection.outbound.push_rest(segment, written, &shard.limit()),
             };
             match pushed {
                 Pushed::Queued => {}
@@ -556,7 +617,7 @@ impl Client {
                     let behind =
                         segments.map(|frames| frame::count_messages(frames)).sum::<usize>();
                     let refused = frame::count_messages(&rest) + behind;
-                    let waiting = connection.close_slow_consumer(shard.now(), &shard.timing);
+                    let waiting = connection.close_slow_consumer(shard.now(), &shard.timing());
                     shard.count_slow_consumer(refused + waiting);
                     break;
                 }
@@ -571,7 +632,7 @@ impl Client {
         if connection.ended().is_some() {
             return;
         }
-        connection.close(shard.now(), code, reason, &shard.timing);
+        connection.close(shard.now(), code, reason, &shard.timing());
         self.write_waiting(&mut connection, shard);
         shard.arm(self, &connection);
         self.wake_driver();
@@ -581,23 +642,6 @@ impl Client {
     pub(crate) fn ending(&self) -> Ending {
         let connection = self.connection.try_borrow();
         connection.ok().and_then(|connection| connection.ended()).unwrap_or(Ending::ABNORMAL)
-    }
-}
-
-/// What becomes of a write that failed with `error`. Where the socket is full the same is tried once
-/// more, now through tokio, which so learns of it and has the driver woken when there is room.
-#[cold]
-#[inline(never)]
-fn try_write_again(
-    socket: &TcpStream,
-    error: Errno,
-    mut write: impl FnMut(&TcpStream) -> Result<usize, Errno>,
-) -> io::Result<usize> {
-    match error {
-        Errno::AGAIN => {
-            socket.try_io(Interest::WRITABLE, || write(socket).map_err(io::Error::from))
-        }
-        error => Err(error.into()),
     }
 }
 
@@ -677,20 +721,17 @@ impl<'a> Offer<'a> {
     #[inline]
     pub(crate) fn write(&self, socket: BorrowedFd<'_>) -> Result<usize, Errno> {
         match &*self.slices {
-            [] => send(socket, self.first, SEND_FLAGS),
+            [] => send_bytes(socket, self.first),
             slices => send_slices(socket, slices),
         }
     }
 }
 
-#[inline(never)]
-fn send_slices(socket: impl AsFd, slices: &[IoSlice<'_>]) -> Result<usize, Errno> {
-    sendmsg(socket, slices, &mut SendAncillaryBuffer::default(), SEND_FLAGS)
-}
-
-/// What is counted while one batch is delivered.
+/// What is counted while the batches of a pass are delivered.
 #[derive(Default)]
 pub(crate) struct Tally {
+    /// What was deflated for single subscribers, at most [`MAX_REFERRING_BYTES`].
+    referring_bytes: Cell<usize>,
     /// Subscribers whose sockets took all of the batch in one call, and that are not counted elsewhere.
     whole: Cell<u64>,
     /// All other system calls that write.
@@ -706,6 +747,16 @@ impl Tally {
     #[inline]
     pub(crate) fn count_whole(&self) {
         self.whole.set(self.whole.get() + 1);
+    }
+
+    /// Whether there is time to deflate so much for a single subscriber, which is then taken.
+    fn has_time_for(&self, effort_bytes: usize) -> bool {
+        let all = self.referring_bytes.get().saturating_add(effort_bytes);
+        let is_enough = all <= MAX_REFERRING_BYTES;
+        if is_enough {
+            self.referring_bytes.set(all);
+        }
+        is_enough
     }
 
     /// How many system calls wrote it.
@@ -732,7 +783,7 @@ impl Shard {
 
     /// Counts a full outbound queue and the `frames` that it cost.
     fn count_slow_consumer(&self, frames: usize) {
-        let action = match self.limit.policy {
+        let action = match self.limit().policy {
             SlowConsumerPolicy::Close => SlowConsumer::Close,
             SlowConsumerPolicy::DropOldest => SlowConsumer::DropOldest,
             SlowConsumerPolicy::DropNewest => SlowConsumer::DropNewest,

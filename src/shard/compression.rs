@@ -4,7 +4,7 @@
 //! A publication is deflated once for all subscribers that get messages which stand alone. With context
 //! takeover each connection gets its own, since what it refers to is what this connection was told.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -12,7 +12,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use crate::hub::Group;
-use crate::pubsub::{Batch, FORMS};
+use crate::pubsub::{Batch, Count, FORMS};
 use crate::shard::Shard;
 use crate::shard::driver::report_panic;
 use crate::shard::settings::{Compression, CompressionMode};
@@ -128,6 +128,13 @@ impl Takeover {
         }
     }
 
+    /// What it takes to deflate `count` messages in `segments` for this connection only, as bytes that are
+    /// deflated. To show a deflater a window of 8 KiB takes 8 us, in which it deflates half a KiB.
+    pub(crate) fn effort_bytes(&self, segments: &[Bytes], count: Count) -> usize {
+        let each = MESSAGE_BYTES + self.window.bytes() / 16;
+        segments.iter().map(Bytes::len).sum::<usize>() + each * count.total() as usize
+    }
+
     /// How far back messages refer that stand alone.
     pub(crate) fn window(&self) -> WindowBits {
         self.window
@@ -136,7 +143,7 @@ impl Takeover {
 
 /// The compressors of one shard, each made when it is first needed.
 pub(crate) struct Codec {
-    min_bytes: usize,
+    min_bytes: Cell<usize>,
     /// By window.
     deflaters: [RefCell<Option<Box<Deflater>>>; FORMS],
     inflater: RefCell<Inflater>,
@@ -152,7 +159,7 @@ pub(crate) struct Codec {
 impl Codec {
     pub(crate) fn new(settings: &Compression) -> Self {
         Self {
-            min_bytes: settings.min_bytes,
+            min_bytes: Cell::new(settings.min_bytes),
             deflaters: Default::default(),
             inflater: RefCell::default(),
             inflated: RefCell::default(),
@@ -183,7 +190,12 @@ impl Codec {
     /// Whether a message of this length is worth deflating.
     #[inline]
     pub(crate) fn is_worth(&self, payload_bytes: usize) -> bool {
-        payload_bytes >= self.min_bytes
+        payload_bytes >= self.min_bytes.get()
+    }
+
+    /// Deflates messages from this length on.
+    pub(crate) fn set_min_bytes(&self, min_bytes: usize) {
+        self.min_bytes.set(min_bytes);
     }
 }
 
@@ -229,7 +241,7 @@ impl Shard {
         negotiate: impl Fn(Readiness) -> Option<Agreement>,
     ) -> (Option<Agreement>, Option<Reserved>) {
         let alone = || negotiate(Readiness::NoTakeover);
-        let Compression { mode, window, max_memory_bytes, .. } = self.settings.compression;
+        let Compression { mode, window, max_memory_bytes, .. } = self.settings().compression;
         match mode {
             CompressionMode::Off => return (None, None),
             CompressionMode::Shared => return (alone(), None),
@@ -341,7 +353,7 @@ impl Shard {
         let dictionary = theirs.as_ref().map_or(&[][..], |theirs| theirs.bytes());
         let mut inflater = self.codec.inflater.borrow_mut();
         let final_blocks =
-            inflater.inflate(payload, dictionary, self.max_message_bytes, &mut buffer)?;
+            inflater.inflate(payload, dictionary, self.max_message_bytes(), &mut buffer)?;
         let (head, message) = buffer.split_at_mut(MAX_HEADER_BYTES);
         self.counters.inflate_input_bytes.add(payload.len() as u64);
         self.counters.inflate_output_bytes.add(message.len() as u64);

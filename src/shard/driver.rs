@@ -15,22 +15,25 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::task::yield_now;
 use tracing::{debug, error};
 
+use crate::auth::identity::PublishGrant;
 use crate::broker::Broker;
 use crate::connection::{Connection, Input};
+use crate::protocol::control::{self, Control};
 use crate::protocol::raw::Ask;
 use crate::shard::client::Client;
 use crate::shard::compression::Inflated;
+use crate::shard::settings::RateLimitAction;
 use crate::shard::turn::Frame;
 use crate::shard::{READ_BUFFER_BYTES, Shard};
-use crate::telemetry::counters::{BINARY, TEXT};
+use crate::telemetry::counters::{BINARY, RateLimit, TEXT, rate_limited_index};
 use crate::wire::close::CloseCode;
-use crate::wire::decoder::{DeflatedPayload, Event, MAX_KEPT_BYTES, Rules, ServerFrame};
-use crate::wire::frame::MessageKind;
+use crate::wire::decoder::{Event, MAX_KEPT_BYTES, Rules, ServerFrame};
+use crate::wire::frame::{self, MessageKind};
 use crate::wire::header::ProtocolError;
 
-/// Most bytes of one read of a connection whose messages may be deflated. What of it is not acted on at
-/// once is kept.
-const MAX_DEFLATED_READ_BYTES: usize = 64 * 1024;
+/// Most bytes of one read of a connection whose messages may be deflated, or for the gateway itself. What
+/// of it is not acted on at once is kept.
+const MAX_KEPT_READ_BYTES: usize = 64 * 1024;
 
 /// Once a read has taken so much inflating, in bytes that are made, the rest of it waits for the others'
 /// turn: a client gets no more of a shard's time, and of its memory, by deflating than without.
@@ -62,19 +65,19 @@ impl Driver {
 
     fn drive(&self, cx: &mut Context<'_>) -> Poll<()> {
         let (client, shard) = (&*self.client, &*self.shard);
-        if client.waker.borrow().is_none() {
-            client.waker.replace(Some(cx.waker().clone()));
-        }
+        // The waker of a task is the same for its life.
+        client.waker.get_or_init(|| cx.waker().clone());
         loop {
             let mut connection = client.hold(shard);
             poll_write(client, &mut connection, shard, cx);
-            if connection.ended().is_some() {
+            if is_over(client, &connection) {
                 return Poll::Ready(());
             }
-            if connection.is_failed_and_flushed() && !client.is_shut.replace(true) {
-                // A peer that is gone already has no use for the end of the stream.
-                _ = socket2::SockRef::from(&*client.socket.borrow())
-                    .shutdown(std::net::Shutdown::Write);
+            if connection.is_failed_and_flushed()
+                && !client.is_shut.get()
+                && client.socket.borrow_mut().poll_shut_down(cx).is_ready()
+            {
+                client.is_shut.set(true);
             }
             match poll_read(client, &mut connection, shard, cx) {
                 Read::Some => {}
@@ -95,7 +98,7 @@ impl Driver {
     fn write_before_waiting(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut connection = self.client.hold(&self.shard);
         poll_write(&self.client, &mut connection, &self.shard, cx);
-        if connection.ended().is_some() { Poll::Ready(()) } else { Poll::Pending }
+        if is_over(&self.client, &connection) { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// A bug ends the connection in which it showed, and no other.
@@ -108,8 +111,8 @@ impl Driver {
         if !connection.is_open() {
             return Poll::Ready(());
         }
-        let (now, timing) = (self.shard.now(), &self.shard.timing);
-        connection.fail(now, CloseCode::INTERNAL_ERROR, "internal error", timing);
+        let (now, timing) = (self.shard.now(), self.shard.timing());
+        connection.fail(now, CloseCode::INTERNAL_ERROR, "internal error", &timing);
         self.shard.arm(&self.client, &connection);
         self.client.wake_driver();
         Poll::Pending
@@ -142,19 +145,26 @@ impl Drop for Driver {
     }
 }
 
+/// Nothing more will be read or written, and what was written is sent or given up.
+fn is_over(client: &Client, connection: &Connection) -> bool {
+    if connection.ended().is_none() || !connection.is_closed() && client.has_unsent() {
+        return false;
+    }
+    client.socket.borrow_mut().say_end();
+    true
+}
+
 /// Writes what waits, and has the driver woken when the socket takes more.
 fn poll_write(client: &Client, connection: &mut Connection, shard: &Shard, cx: &mut Context<'_>) {
-    while !connection.outbound.is_empty() {
-        let waiting = connection.outbound.bytes();
-        client.write_waiting(connection, shard);
-        if connection.outbound.bytes() < waiting {
+    while !connection.outbound.is_empty() || client.has_unsent() {
+        if client.write_waiting(connection, shard) {
             // What comes here was refused by a full socket before, so the peer has made room.
             connection.handle_sign_of_life(shard.now());
         }
-        if connection.outbound.is_empty() || connection.ended().is_some() {
+        if connection.outbound.is_empty() && !client.has_unsent() || connection.is_closed() {
             return;
         }
-        match client.socket.borrow().poll_write_ready(cx) {
+        match client.socket.borrow_mut().poll_write_ready(cx) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(_)) => connection.handle_disconnect(),
             Poll::Pending => return,
@@ -174,10 +184,13 @@ fn poll_read(
         Input::Discard | Input::DecodeForClose => READ_BUFFER_BYTES,
         Input::Decode => match client.channel {
             // What comes back waits in the outbound queue, so its bound is kept by not reading.
-            None if connection.outbound.bytes() >= shard.max_echo_backlog_bytes => {
+            channel
+                if (channel.is_none() || client.takes_control)
+                    && connection.outbound.bytes() >= shard.terms.get().max_echo_backlog_bytes =>
+            {
                 return Read::Pending;
             }
-            None => shard.max_echo_read_bytes,
+            None => shard.terms.get().max_echo_read_bytes,
             Some(channel) => {
                 if shard.turn.borrow().is_full() {
                     _ = pin!(yield_now()).poll(cx);
@@ -191,8 +204,15 @@ fn poll_read(
             }
         },
     };
-    let max_bytes =
-        if client.coding.is_on() { max_bytes.min(MAX_DEFLATED_READ_BYTES) } else { max_bytes };
+    let may_keep_unread = client.coding.is_on() || client.takes_control;
+    let max_bytes = if may_keep_unread { max_bytes.min(MAX_KEPT_READ_BYTES) } else { max_bytes };
+    let max_bytes = match client.pace().filter(|_| input == Input::Decode) {
+        None => max_bytes,
+        Some(pace) => match pace.poll_room(client, shard, connection.decoder.has_unread()) {
+            Some(room) => max_bytes.min(room),
+            None => return Read::Pending,
+        },
+    };
     let buffer = &mut *shard.read_buffer.borrow_mut();
     if connection.decoder.has_unread() {
         process(client, connection, shard, buffer, 0, shard.now());
@@ -215,13 +235,31 @@ fn poll_read(
     let now = shard.now();
     connection.handle_sign_of_life(now);
     if input != Input::Discard {
-        process(client, connection, shard, buffer, read_bytes, now);
+        process_read(client, connection, shard, buffer, read_bytes, now);
         if !connection.is_open() {
             shard.arm(client, connection);
         }
     }
     let has_more = read_bytes == max_bytes || connection.decoder.has_unread();
     if has_more { Read::Filled } else { Read::Some }
+}
+
+/// As [`process`], for bytes that have just been read, if so many may be.
+pub(crate) fn process_read(
+    client: &Client,
+    connection: &mut Connection,
+    shard: &Shard,
+    buffer: &mut [u8],
+    read_bytes: usize,
+    now: Instant,
+) {
+    if let Some(pace) = client.pace()
+        && connection.is_open()
+        && !pace.take_bytes(read_bytes, now)
+    {
+        return handle_excess(client, connection, shard, RateLimit::Bytes, now);
+    }
+    process(client, connection, shard, buffer, read_bytes, now);
 }
 
 /// Acts on `read_bytes` bytes in `buffer`, which start behind the room for the bytes that the decoder
@@ -243,8 +281,17 @@ pub(crate) fn process(
     let mut inflated_bytes = 0;
     let mut answer = Answer::default();
     let rules =
-        Rules { max_message_bytes: shard.max_message_bytes, deflate: client.coding.is_on() };
+        Rules { max_message_bytes: shard.max_message_bytes(), deflate: client.coding.is_on() };
+    let pace = client.pace();
     loop {
+        if let Some(pace) = pace
+            && at < end
+            && connection.is_open()
+            && pace.must_wait(now)
+        {
+            answer.send(client, connection, shard, buffer);
+            return connection.decoder.keep_unread(&buffer[at..end]);
+        }
         let decoded = match connection.decoder.decode(&mut buffer[at..end], rules) {
             Ok(decoded) => decoded,
             Err(violation) => {
@@ -260,21 +307,29 @@ pub(crate) fn process(
             // After our Close the peer's Close is all that counts.
             Some(Event::Message { .. } | Event::DeflatedMessage { .. } | Event::Ping { .. })
                 if !connection.is_open() => {}
+            Some(Event::Message { .. } | Event::DeflatedMessage { .. })
+                if pace.is_some_and(|pace| !pace.take_message(now)) =>
+            {
+                answer.send(client, connection, shard, buffer);
+                return handle_excess(client, connection, shard, RateLimit::Messages, now);
+            }
             Some(Event::Message { kind, payload_bytes, frame }) => {
                 #[cfg(test)]
                 tests::panic_if_asked(&buffer[start..at]);
                 count_received(shard, kind);
+                if client.takes_control
+                    && let Some(control) = control_in(frame.bytes(&buffer[start..]))
+                {
+                    answer.send(client, connection, shard, buffer);
+                    shard.handle_control(client, connection, control, now);
+                    // One a turn: to check a token takes long.
+                    return connection.decoder.keep_unread(&buffer[at..end]);
+                }
                 match (client.ask, frame) {
                     (Ask::Echo, frame) if client.deflates(payload_bytes, shard) => {
                         count_echoed(shard, kind);
                         answer.begin_gathering(buffer);
-                        let frame = match &frame {
-                            ServerFrame::InPlace(range) => {
-                                &buffer[start + range.start..start + range.end]
-                            }
-                            ServerFrame::Gathered(frame) => frame,
-                        };
-                        answer.deflate(client, connection, shard, frame);
+                        answer.deflate(client, connection, shard, frame.bytes(&buffer[start..]));
                     }
                     (Ask::Echo, ServerFrame::InPlace(range)) => {
                         count_echoed(shard, kind);
@@ -285,22 +340,24 @@ pub(crate) fn process(
                         answer.send(client, connection, shard, buffer);
                         client.send(connection, &frame, shard);
                     }
-                    (Ask::Publish { own }, ServerFrame::InPlace(range)) => {
-                        let frame = &buffer[start + range.start..start + range.end];
-                        shard.publish(client, own, Frame::Borrowed(frame), now);
-                    }
-                    (Ask::Publish { own }, ServerFrame::Gathered(frame)) => {
-                        shard.publish(client, own, Frame::Owned(frame), now);
+                    (Ask::Publish { own }, frame) => {
+                        let Some(grant) = client.publish_grant.get() else {
+                            answer.send(client, connection, shard, buffer);
+                            shard.refuse_publication(client, connection, now);
+                            continue;
+                        };
+                        let frame = match frame {
+                            ServerFrame::InPlace(range) => {
+                                Frame::Borrowed(&buffer[start + range.start..start + range.end])
+                            }
+                            ServerFrame::Gathered(frame) => Frame::Owned(frame),
+                        };
+                        shard.publish(client, grant, own, frame, now);
                     }
                 }
             }
             Some(Event::DeflatedMessage { kind, payload }) => {
-                let payload = match &payload {
-                    DeflatedPayload::InPlace(range) => {
-                        &buffer[start + range.start..start + range.end]
-                    }
-                    DeflatedPayload::Gathered(payload) => payload,
-                };
+                let payload = payload.bytes(&buffer[start..]);
                 let inflated = match shard.inflate(kind, payload, &client.coding) {
                     Ok(inflated) => inflated,
                     Err(violation) => {
@@ -310,6 +367,14 @@ pub(crate) fn process(
                 };
                 inflated_bytes += inflated.effort_bytes;
                 count_received(shard, kind);
+                if client.takes_control
+                    && let Some(control) = control_in(&inflated)
+                {
+                    shard.recycle(inflated);
+                    answer.send(client, connection, shard, buffer);
+                    shard.handle_control(client, connection, control, now);
+                    return connection.decoder.keep_unread(&buffer[at..end]);
+                }
                 match client.ask {
                     Ask::Echo => {
                         count_echoed(shard, kind);
@@ -317,7 +382,14 @@ pub(crate) fn process(
                         answer.deflate(client, connection, shard, &inflated);
                         shard.recycle(inflated);
                     }
-                    Ask::Publish { own } => publish_inflated(client, shard, own, inflated, now),
+                    Ask::Publish { own } => match client.publish_grant.get() {
+                        Some(grant) => publish_inflated(client, shard, grant, own, inflated, now),
+                        None => {
+                            shard.recycle(inflated);
+                            answer.send(client, connection, shard, buffer);
+                            shard.refuse_publication(client, connection, now);
+                        }
+                    },
                 }
                 if inflated_bytes >= MAX_INFLATED_BYTES {
                     answer.send(client, connection, shard, buffer);
@@ -336,7 +408,7 @@ pub(crate) fn process(
             }
             Some(Event::Close(code)) => {
                 answer.send(client, connection, shard, buffer);
-                connection.handle_close(now, code, &shard.timing);
+                connection.handle_close(now, code, &shard.timing());
                 return;
             }
         }
@@ -345,12 +417,46 @@ pub(crate) fn process(
     connection.decoder.keep(&buffer[at..end]);
 }
 
-fn publish_inflated(client: &Client, shard: &Shard, own: bool, inflated: Inflated, now: Instant) {
+fn publish_inflated(
+    client: &Client,
+    shard: &Shard,
+    grant: PublishGrant,
+    own: bool,
+    inflated: Inflated,
+    now: Instant,
+) {
     if inflated.is_large() {
-        return shard.publish(client, own, Frame::Owned(inflated.into_bytes()), now);
+        return shard.publish(client, grant, own, Frame::Owned(inflated.into_bytes()), now);
     }
-    shard.publish(client, own, Frame::Borrowed(&inflated), now);
+    shard.publish(client, grant, own, Frame::Borrowed(&inflated), now);
     shard.recycle(inflated);
+}
+
+/// What a whole message asks of the gateway itself.
+fn control_in(message: &[u8]) -> Option<Control> {
+    match frame::open(message) {
+        (MessageKind::Text, payload) => control::parse(payload),
+        (MessageKind::Binary, _) => None,
+    }
+}
+
+/// Fails the connection for more than it may send.
+#[cold]
+fn handle_excess(
+    client: &Client,
+    connection: &mut Connection,
+    shard: &Shard,
+    limit: RateLimit,
+    now: Instant,
+) {
+    let index = rate_limited_index(limit, RateLimitAction::Close as usize);
+    shard.counters.rate_limited[index].increment();
+    let reason = match limit {
+        RateLimit::Messages => "too many messages",
+        RateLimit::Bytes => "too many bytes",
+    };
+    debug!(connection = %client.id.to_uuid(shard.gateway), reason, "rate limit");
+    connection.fail(now, CloseCode::POLICY_VIOLATION, reason, &shard.timing());
 }
 
 /// Fails the connection for a rule that the peer broke.
@@ -366,7 +472,7 @@ fn handle_violation(
         shard.counters.protocol_errors[violation.kind()].increment();
         debug!(connection = %client.id.to_uuid(shard.gateway), %violation, "protocol error");
     }
-    connection.handle_violation(now, violation, &shard.timing);
+    connection.handle_violation(now, violation, &shard.timing());
 }
 
 /// Frames to be sent back, so that those of one read leave in one write.

@@ -1,10 +1,19 @@
-//! HTTP until the upgrade: hyper reads the request, `wire::handshake` and `protocol` judge it,
-//! fastwebsockets answers it, and the socket goes to its driver with whatever the client sent right
-//! behind the request.
+//! What a socket goes through until it is a connection. [`proxied`] finds out who is at the other end, and
+//! [`mod@check_in`] whether they may come in now. Then comes TLS where the listener speaks it, and HTTP
+//! until the upgrade: hyper reads the request, [`answer`] judges and answers it, and [`opening`] makes a
+//! connection of the socket and of whatever the client sent right behind the request. Where a client
+//! speaks HTTP/2 that is for [`http2`], which makes many connections of one socket.
+
+mod answer;
+mod check_in;
+pub(crate) mod http2;
+mod opening;
+mod proxied;
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::io;
 use std::net::TcpStream as StdTcpStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -12,68 +21,93 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-use bytes::Bytes;
-use fastwebsockets::upgrade::UpgradeFut;
-use http::header::{
-    ALLOW, CONNECTION, CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_EXTENSIONS,
-};
-use http::uri::Authority;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
-use http_body_util::Full;
+use http::{Request, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustls::ProtocolVersion;
 use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
-use crate::broker::Broker;
-use crate::hub::{Group, SubscriptionKey};
-use crate::protocol::raw;
-use crate::protocol::target::{Endpoint, Target, TargetError};
-use crate::pubsub::{ChannelName, ConnectionId};
+use crate::pubsub::ConnectionId;
 use crate::shard::Shard;
-use crate::shard::client::{Channel, Client, Subscriptions};
-use crate::shard::compression::Coding;
-use crate::shard::driver::{self, Driver};
-use crate::telemetry::counters::{Rejection, TEXT};
-use crate::wire::close::CloseCode;
-use crate::wire::decoder::MAX_KEPT_BYTES;
-use crate::wire::extensions;
-use crate::wire::handshake::{self as rules, HandshakeError};
+use crate::shard::accept::Entrance;
+use crate::shard::admitted::Shown;
+use crate::shard::driver;
+use crate::shard::handshake::answer::{Accepted, Outcome, Upgrade, answer};
+use crate::shard::handshake::check_in::{CheckIn, ClientAddress, RefusedSeat};
+use crate::shard::handshake::opening::{Opening, open};
+use crate::shard::handshake::proxied::{Remote, RemoteError, Role};
+use crate::shard::stream::Stream;
+use crate::shard::stream::tls::Tls;
+use crate::telemetry::counters::{HTTP_1, Rejection};
 
 /// Largest request head in bytes.
 const MAX_HEAD_BYTES: usize = 8 * 1024;
 
-/// Tells the client the id of its connection.
-const X_CONNECTION_ID: HeaderName = HeaderName::from_static("x-connection-id");
-
 const TIMED_OUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n\
     content-type: text/plain; charset=utf-8\r\ncontent-length: 51\r\n\r\n\
     the opening handshake did not end within its limit\n";
-
-type Response101 = Response<Full<Bytes>>;
 
 /// A socket in its opening handshake.
 pub(crate) struct Handshake {
     pub(crate) id: ConnectionId,
     /// It will only be told why it cannot be served.
     refusal: Option<Rejection>,
-    deadline: Instant,
+    deadline: Cell<Instant>,
     has_expired: Cell<bool>,
     waker: RefCell<Option<Waker>>,
+    /// Who is at the other end of the socket, once that is known.
+    remote: Cell<Option<Remote>>,
+    check_in: RefCell<CheckIn>,
 }
 
 impl Handshake {
-    /// The time for it is over at `now`, or it is asked too early: the wheel does not reach far. Then
-    /// this returns the deadline, to be entered again.
-    pub(crate) fn handle_timeout(&self, now: Instant) -> Option<Instant> {
-        if now < self.deadline {
-            return Some(self.deadline);
+    fn new(id: ConnectionId, refusal: Option<Rejection>, deadline: Instant) -> Self {
+        Self {
+            id,
+            refusal,
+            deadline: Cell::new(deadline),
+            has_expired: Cell::new(false),
+            waker: RefCell::new(None),
+            remote: Cell::new(None),
+            check_in: RefCell::default(),
         }
-        self.has_expired.set(true);
+    }
+
+    /// Where the client is, as far as that is known, for the log.
+    fn address(&self) -> Shown {
+        match &*self.check_in.borrow() {
+            CheckIn::In(client, _) => Shown(client.address),
+            CheckIn::Later | CheckIn::Refused { .. } => {
+                Shown(self.remote.get().and_then(|remote| remote.address))
+            }
+        }
+    }
+
+    /// Has its task look again.
+    pub(crate) fn wake(&self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+
+    /// Gives it time until `deadline`.
+    fn renew(&self, deadline: Instant, shard: &Shard) {
+        self.has_expired.set(false);
+        self.deadline.set(deadline);
+        shard.enter_deadline(self.id, deadline);
+    }
+
+    /// The time for it is over at `now`, or it is asked too early: the wheel does not reach far. Then
+    /// this returns the deadline, to be entered again.
+    pub(crate) fn handle_timeout(&self, now: Instant) -> Option<Instant> {
+        if now < self.deadline.get() {
+            return Some(self.deadline.get());
+        }
+        self.has_expired.set(true);
+        self.wake();
         None
     }
 
@@ -87,6 +121,53 @@ impl Handshake {
         }
         Poll::Pending
     }
+}
+
+/// Finds out who is at the other end of `socket`, and whether they may come in where that is known
+/// before their request.
+///
+/// # Errors
+///
+/// The socket is to be closed without a word, for this reason.
+async fn check_in(
+    shard: &Rc<Shard>,
+    handshake: &Handshake,
+    socket: &TcpStream,
+) -> Result<(), Rejection> {
+    let settings = shard.settings();
+    let found = std::pin::pin!(proxied::remote(socket, &settings.admission));
+    let remote = match in_time(handshake, found).await {
+        None => return Err(Rejection::Timeout),
+        Some(Ok(remote)) => remote,
+        Some(Err(RemoteError::Gone)) => return Err(Rejection::Disconnected),
+        Some(Err(RemoteError::Header(error))) => {
+            let peer = Shown(socket.peer_addr().ok().map(|peer| peer.ip()));
+            debug!(%peer, %error, "a trusted proxy does not say for whom it speaks");
+            return Err(Rejection::ProxyProtocol);
+        }
+    };
+    handshake.remote.set(Some(remote));
+    // Of a proxy each request tells whose it is. Who is refused anyway is counted for nobody.
+    if remote.role == Role::Proxy || handshake.refusal.is_some() {
+        return Ok(());
+    }
+    let client = ClientAddress::of_socket(&remote);
+    let entered = match client.try_enter(shard) {
+        Ok(ticket) => CheckIn::In(client, ticket),
+        Err(limited) => {
+            let seat = RefusedSeat::take(shard).ok_or_else(|| limited.reason())?;
+            CheckIn::Refused { why: limited, _seat: seat }
+        }
+    };
+    handshake.check_in.replace(entered);
+    Ok(())
+}
+
+/// Counts a socket of which no connection comes, and says so to whoever reads the log for details.
+fn reject(shard: &Shard, handshake: &Handshake, reason: Rejection) {
+    shard.counters.connections_rejected[reason as usize].increment();
+    let address = handshake.address();
+    debug!(%address, reason = Rejection::LABELS[reason as usize], "handshake refused");
 }
 
 /// Gives the slot back where no connection comes of it.
@@ -105,59 +186,15 @@ impl Drop for Reservation {
     }
 }
 
-/// Subscriptions that were announced before their connection is open.
-struct Announced {
-    shard: Rc<Shard>,
-    /// The first of them is to the channel that the connection publishes to.
-    keys: Vec<SubscriptionKey>,
-    channel: Option<Channel>,
-}
-
-impl Announced {
-    /// Nothing yet.
-    fn new(shard: &Rc<Shard>) -> Self {
-        Self { shard: Rc::clone(shard), keys: Vec::new(), channel: None }
-    }
-
-    async fn subscribe(&mut self, slot: u32, name: &ChannelName, group: Group) {
-        let shard = &self.shard;
-        let permit = shard.broker.permit(name).await;
-        let subscribed = shard.hub.borrow_mut().subscribe(slot, name, group);
-        self.keys.push(subscribed.key);
-        shard.counters.subscriptions.moved(0, 1);
-        if subscribed.is_first {
-            shard.broker.subscribe(name, permit);
-        }
-        self.channel.get_or_insert_with(|| Channel {
-            key: subscribed.channel,
-            home: shard.broker.home(name),
-        });
-    }
-
-    /// Hands them over to the connection, which is open now.
-    fn take(mut self) -> (Option<Channel>, Subscriptions) {
-        (self.channel, Subscriptions::new(std::mem::take(&mut self.keys)))
-    }
-}
-
-impl Drop for Announced {
-    fn drop(&mut self) {
-        self.keys.drain(..).for_each(|key| self.shard.unsubscribe(key));
-    }
-}
-
-/// A request that was answered with 101.
-struct Accepted {
-    upgrade: UpgradeFut,
-    target: Target,
-    coding: Rc<Coding>,
-    subscriptions: Announced,
-}
-
 /// Serves `socket`, which another thread has accepted and counted for this shard.
-pub(crate) fn begin_handed_over(shard: &Rc<Shard>, socket: StdTcpStream, accepted_at: Instant) {
+pub(crate) fn begin_handed_over(
+    shard: &Rc<Shard>,
+    socket: StdTcpStream,
+    entrance: Entrance,
+    accepted_at: Instant,
+) {
     match TcpStream::from_std(socket) {
-        Ok(socket) => begin(shard, socket, accepted_at, None),
+        Ok(socket) => begin(shard, socket, entrance, accepted_at, None),
         Err(error) => {
             debug!(%error, "a new socket cannot be watched");
             shard.counters.connections_rejected[Rejection::Disconnected as usize].increment();
@@ -170,23 +207,35 @@ pub(crate) fn begin_handed_over(shard: &Rc<Shard>, socket: StdTcpStream, accepte
 pub(crate) fn begin(
     shard: &Rc<Shard>,
     socket: TcpStream,
+    entrance: Entrance,
     accepted_at: Instant,
     refusal: Option<Rejection>,
 ) {
-    let deadline = accepted_at + shard.settings.handshake_timeout;
-    let handshake = shard.table.borrow_mut().insert(|id| {
-        let (has_expired, waker) = (Cell::new(false), RefCell::new(None));
-        Rc::new(Handshake { id, refusal, deadline, has_expired, waker })
-    });
+    let Some(reserved) = reserve(shard, accepted_at, refusal) else {
+        return;
+    };
+    let id = reserved.handshake.id;
+    let serving = serve(reserved, socket, entrance, accepted_at);
+    tokio::task::spawn_local(caught(Rc::clone(shard), id, serving));
+}
+
+/// Takes a slot for what is counted for this shard already, and its time from `accepted_at` on. `None`
+/// where there is none; then it is not counted any more.
+fn reserve(
+    shard: &Rc<Shard>,
+    accepted_at: Instant,
+    refusal: Option<Rejection>,
+) -> Option<Reservation> {
+    let deadline = accepted_at + shard.settings().handshake_timeout;
+    let handshake =
+        shard.table.borrow_mut().insert(|id| Rc::new(Handshake::new(id, refusal, deadline)));
     let Some(handshake) = handshake else {
         shard.counters.connections_rejected[Rejection::Overload as usize].increment();
         uncount(shard, refusal);
-        return;
+        return None;
     };
     shard.enter_deadline(handshake.id, deadline);
-    let id = handshake.id;
-    let reserved = Reservation { shard: Rc::clone(shard), handshake, is_kept: false };
-    tokio::task::spawn_local(caught(Rc::clone(shard), id, serve(reserved, socket, accepted_at)));
+    Some(Reservation { shard: Rc::clone(shard), handshake, is_kept: false })
 }
 
 /// Undoes the counting of a socket of which no connection comes.
@@ -209,18 +258,39 @@ async fn caught(shard: Rc<Shard>, id: ConnectionId, handshake: impl Future<Outpu
     }
 }
 
-async fn serve(mut reserved: Reservation, socket: TcpStream, accepted_at: Instant) {
+async fn serve(
+    mut reserved: Reservation,
+    socket: TcpStream,
+    entrance: Entrance,
+    accepted_at: Instant,
+) {
     let (shard, handshake) = (Rc::clone(&reserved.shard), Rc::clone(&reserved.handshake));
+    if let Err(reason) = check_in(&shard, &handshake, &socket).await {
+        return reject(&shard, &handshake, reason);
+    }
+    let socket = match encrypt(&shard, &handshake, socket, entrance).await {
+        Ok((socket, Version::HTTP_2)) => {
+            return http2::serve(reserved, socket, accepted_at).await;
+        }
+        Ok((socket, _)) => socket,
+        Err(reason) => return reject(&shard, &handshake, reason),
+    };
     let accepted: Rc<RefCell<Option<Accepted>>> = Rc::default();
     let rejection: Rc<Cell<Option<Rejection>>> = Rc::default();
+    let has_page: Rc<Cell<bool>> = Rc::default();
     let service = service_fn(|mut request: Request<Incoming>| {
         let (shard, handshake) = (Rc::clone(&shard), Rc::clone(&handshake));
         let (accepted, rejection) = (Rc::clone(&accepted), Rc::clone(&rejection));
+        let has_page = Rc::clone(&has_page);
         async move {
             let answer = match answer(&shard, &handshake, &mut request).await {
-                Ok((response, answered)) => {
+                Ok(Outcome::Connection(response, answered)) => {
                     accepted.replace(Some(answered));
                     response
+                }
+                Ok(Outcome::Page(page)) => {
+                    has_page.set(true);
+                    page
                 }
                 Err(refused) => {
                     rejection.set(Some(refused.reason()));
@@ -235,239 +305,132 @@ async fn serve(mut reserved: Reservation, socket: TcpStream, accepted_at: Instan
         .header_read_timeout(None)
         .serve_connection(TokioIo::new(socket), service);
     let mut http = http.with_upgrades();
-    let ended = poll_fn(|cx| {
-        if handshake.poll_expired(cx).is_ready() {
-            return Poll::Ready(None);
+    let ended = in_time(&handshake, Pin::new(&mut http)).await;
+    let Some(Accepted { upgrade, target, coding, subscriptions, identity }) = accepted.take()
+    else {
+        if has_page.get() {
+            // However much of it the client took, it has had its answer.
+            shard.counters.console_requests.increment();
+            return;
         }
-        Pin::new(&mut http).poll(cx).map(Some)
-    });
-    let mut ended = ended.await;
-    if ended.is_none() {
-        // A shard that was late hears of the deadline before it hears of its sockets: one look at what
-        // came in time.
-        tokio::task::yield_now().await;
-        let look = poll_fn(|cx| match Pin::new(&mut http).poll(cx) {
-            Poll::Ready(ended) => Poll::Ready(Some(ended)),
-            Poll::Pending => Poll::Ready(None),
-        });
-        ended = look.await;
-    }
-    let Some(Accepted { upgrade, target, coding, subscriptions }) = accepted.take() else {
         let reason = rejection.get().unwrap_or(match &ended {
             None => Rejection::Timeout,
             Some(Err(error)) if error.is_parse_too_large() => Rejection::TooLarge,
             Some(Err(error)) if error.is_parse() => Rejection::BadRequest,
             Some(Err(_) | Ok(())) => Rejection::Disconnected,
         });
-        shard.counters.connections_rejected[reason as usize].increment();
+        reject(&shard, &handshake, reason);
         if ended.is_none()
             && rejection.get().is_none()
             && let Some(parts) = http.into_parts()
         {
             // One attempt: the peer is slow, and who does not take 200 bytes gets none.
-            _ = parts.io.inner().try_write(TIMED_OUT);
+            let mut socket = parts.io.into_inner();
+            _ = socket.try_write(TIMED_OUT);
+            socket.say_end();
         }
         return;
     };
     // The 101 was written in the same poll that ended the loop above, and this future is ready with
     // it, so nothing happens on this shard between the answer and the connection that it promised.
-    let upgraded = match ended {
-        Some(Ok(())) => upgrade.await.ok(),
-        Some(Err(_)) | None => None,
+    let upgraded = match (ended, upgrade) {
+        (Some(Ok(())), Upgrade::Http1(upgrade)) => upgrade.await.ok(),
+        (Some(Err(_)) | None, _) | (_, Upgrade::Http2(_)) => None,
     };
-    let parts = upgraded.and_then(|upgraded| {
-        upgraded.into_inner().into_inner().downcast::<TokioIo<TcpStream>>().ok()
-    });
+    let parts = upgraded
+        .and_then(|upgraded| upgraded.into_inner().into_inner().downcast::<TokioIo<Stream>>().ok());
     let Some(parts) = parts else {
-        shard.counters.connections_rejected[Rejection::Disconnected as usize].increment();
-        return;
+        return reject(&shard, &handshake, Rejection::Disconnected);
     };
     reserved.is_kept = true;
+    shard.counters.handshakes[HTTP_1].increment();
     shard.counters.handshake_duration.record(accepted_at.elapsed());
     let opening = Opening {
         id: handshake.id,
+        check_in: handshake.check_in.take(),
         socket: parts.io.into_inner(),
         early: parts.read_buf,
         target,
         coding,
         subscriptions,
+        identity,
     };
     open(&shard, opening);
 }
 
-/// What a connection begins with.
-struct Opening {
-    id: ConnectionId,
-    socket: TcpStream,
-    /// Came right behind the request.
-    early: Bytes,
-    target: Target,
-    coding: Rc<Coding>,
-    subscriptions: Announced,
-}
-
-fn open(shard: &Rc<Shard>, opening: Opening) {
-    let Opening { id, socket, early, target, coding, subscriptions } = opening;
-    let now = shard.now();
-    let (channel, subscriptions) = subscriptions.take();
-    let ask = raw::ask(&target.endpoint);
-    let client = Client::new(id, ask, channel, subscriptions, coding, socket, now);
-    let client = Rc::new(client);
-    shard.counters.connections.moved(0, 1);
-    if let Some(mode) = client.coding.mode() {
-        shard.counters.compressed_connections[mode].moved(0, 1);
-    }
-    shard.table.borrow_mut().open(Rc::clone(&client));
-    // From here on its driver's end is the connection's end, also if what follows should panic.
-    let driver = Driver::new(Rc::clone(&client), Rc::clone(shard));
-    debug!(connection = %id.to_uuid(shard.gateway), endpoint = ?target.endpoint, "connection opened");
-    shard.guard(&client, || {
-        let mut connection = client.hold(shard);
-        if target.hello {
-            shard.counters.messages_sent[TEXT].increment();
-            client.send(&mut connection, &raw::hello(&id.to_uuid(shard.gateway)), shard);
-        }
-        if !early.is_empty() {
-            let buffer = &mut *shard.read_buffer.borrow_mut();
-            buffer[MAX_KEPT_BYTES..MAX_KEPT_BYTES + early.len()].copy_from_slice(&early);
-            shard.counters.received_bytes.add(early.len() as u64);
-            driver::process(&client, &mut connection, shard, buffer, early.len(), now);
-        }
-        if shard.is_closing.get() {
-            let reason = "the gateway is draining";
-            connection.close(now, CloseCode::GOING_AWAY, reason, &shard.timing);
-        }
-        shard.arm(&client, &connection);
-    });
-    tokio::task::spawn_local(driver);
-}
-
-/// Why a request is not answered with 101.
-enum Refusal {
-    Target(TargetError),
-    Handshake(HandshakeError),
-    Origin,
-    Full,
-    Draining,
-}
-
-async fn answer(
-    shard: &Rc<Shard>,
+/// Has TLS begin where `entrance` speaks it, and finds out which HTTP the client speaks.
+///
+/// # Errors
+///
+/// Why no connection can come of it.
+async fn encrypt(
+    shard: &Shard,
     handshake: &Handshake,
-    request: &mut Request<Incoming>,
-) -> Result<(Response101, Accepted), Refusal> {
-    if handshake.refusal.is_some() {
-        return Err(Refusal::Full);
-    }
-    if shard.is_closing.get() {
-        return Err(Refusal::Draining);
-    }
-    let target =
-        Target::parse(request.uri().path(), request.uri().query()).map_err(Refusal::Target)?;
-    target.check_channels(shard.settings.max_channels_per_connection).map_err(Refusal::Target)?;
-    rules::check(request.method(), request.version(), request.headers())
-        .map_err(Refusal::Handshake)?;
-    let headers = request.headers();
-    let text =
-        |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or_default());
-    // A target in absolute form names the host itself, and then `Host` is to be ignored (RFC 9112
-    // section 3.2.2).
-    let host = request.uri().authority().map(Authority::as_str).or_else(|| text(HOST));
-    // Of two origins the page's own cannot be told.
-    let origins = headers.get_all(ORIGIN).iter().count();
-    if origins > 1 || !shard.settings.allowed_origins.allows(text(ORIGIN), host) {
-        return Err(Refusal::Origin);
-    }
-    let (agreement, memory) =
-        shard.negotiate_deflate(|readiness| extensions::negotiate(headers, readiness));
-    let coding = shard.codec.coding(agreement, memory);
-    let (response, upgrade) = fastwebsockets::upgrade::upgrade(&mut *request)
-        .map_err(|_| Refusal::Handshake(HandshakeError::KeyMissing))?;
-    let mut response = response.map(|_| Full::default());
-    let id = HeaderValue::try_from(handshake.id.to_uuid(shard.gateway));
-    response.headers_mut().insert(X_CONNECTION_ID, id.expect("hexadecimal digits and hyphens"));
-    if let Some(agreement) = agreement {
-        let value = HeaderValue::try_from(agreement.to_string()).expect("words and numbers");
-        response.headers_mut().insert(SEC_WEBSOCKET_EXTENSIONS, value);
-    }
-    let mut subscriptions = Announced::new(shard);
-    if let Endpoint::Channel { name, .. } = &target.endpoint {
-        let group = coding.group(target.also.is_empty());
-        // Announced before the answer, so that whoever has the answer is sure to be known.
-        for name in std::iter::once(name).chain(&target.also) {
-            subscriptions.subscribe(handshake.id.slot, name, group).await;
+    socket: TcpStream,
+    entrance: Entrance,
+) -> Result<(Stream, Version), Rejection> {
+    let Some(identity) = entrance.tls else {
+        let version = if entrance.http2_by_prior_knowledge {
+            let version = http2::first_version(&socket);
+            in_time(handshake, std::pin::pin!(version)).await.ok_or(Rejection::Timeout)?
+        } else {
+            Version::HTTP_11
+        };
+        return Ok((Stream::Plain(socket), version));
+    };
+    let mut accepting = TlsAcceptor::from(identity.current()).accept(socket).into_fallible();
+    match in_time(handshake, Pin::new(&mut accepting)).await {
+        Some(Ok(stream)) => {
+            let (socket, session) = stream.into_inner();
+            let version = tls_version_index(session.protocol_version());
+            shard.counters.tls_handshakes[version].increment();
+            let is_http2 = session.alpn_protocol() == Some(b"h2");
+            let http = if is_http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+            Ok((Stream::Tls(Box::new(Tls::new(socket, session))), http))
         }
+        // Nobody has said anything wrong.
+        Some(Err((error, _))) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Err(Rejection::Disconnected)
+        }
+        Some(Err((error, _))) => {
+            debug!(%error, "a TLS handshake failed");
+            Err(Rejection::Tls)
+        }
+        None => Err(Rejection::Timeout),
     }
-    Ok((response, Accepted { upgrade, target, coding, subscriptions }))
 }
 
-impl Refusal {
-    fn reason(&self) -> Rejection {
-        match self {
-            Self::Target(TargetError::NotFound) => Rejection::NotFound,
-            Self::Target(
-                TargetError::ChannelName(_)
-                | TargetError::ChannelNameEncoding
-                | TargetError::NotABoolean { .. }
-                | TargetError::TooManyChannels { .. },
-            ) => Rejection::BadRequest,
-            Self::Handshake(HandshakeError::Method) => Rejection::Method,
-            Self::Handshake(HandshakeError::ProtocolVersion) => Rejection::Version,
-            Self::Handshake(
-                HandshakeError::HttpVersion
-                | HandshakeError::Host
-                | HandshakeError::Upgrade
-                | HandshakeError::Connection
-                | HandshakeError::KeyMissing
-                | HandshakeError::KeyMalformed
-                | HandshakeError::Body,
-            ) => Rejection::BadRequest,
-            Self::Origin => Rejection::Origin,
-            Self::Full => Rejection::Full,
-            Self::Draining => Rejection::Draining,
-        }
+fn tls_version_index(version: Option<ProtocolVersion>) -> usize {
+    match version {
+        Some(ProtocolVersion::TLSv1_2) => 0,
+        // There is no third.
+        _ => 1,
     }
+}
 
-    fn response(&self) -> Response<Full<Bytes>> {
-        let mut headers = HeaderMap::new();
-        let (status, text) = match self {
-            Self::Target(error @ TargetError::NotFound) => {
-                (StatusCode::NOT_FOUND, error.to_string())
-            }
-            Self::Target(error) => (StatusCode::BAD_REQUEST, error.to_string()),
-            Self::Handshake(error @ HandshakeError::Method) => {
-                headers.insert(ALLOW, HeaderValue::from_static("GET"));
-                (StatusCode::METHOD_NOT_ALLOWED, error.to_string())
-            }
-            Self::Handshake(error @ HandshakeError::ProtocolVersion) => {
-                let version = HeaderValue::from_static("13");
-                headers.insert(http::header::SEC_WEBSOCKET_VERSION, version);
-                (StatusCode::UPGRADE_REQUIRED, error.to_string())
-            }
-            Self::Handshake(error) => (StatusCode::BAD_REQUEST, error.to_string()),
-            Self::Origin => {
-                let text = "pages of this origin may not connect; the operator can allow it with \
-                            allowed_origins";
-                (StatusCode::FORBIDDEN, text.to_owned())
-            }
-            Self::Full => {
-                headers.insert(RETRY_AFTER, HeaderValue::from_static("5"));
-                let text = "this gateway has as many connections as it takes; try again later";
-                (StatusCode::SERVICE_UNAVAILABLE, text.to_owned())
-            }
-            Self::Draining => {
-                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
-                let text = "this gateway is going away; try again, and reach another one";
-                (StatusCode::SERVICE_UNAVAILABLE, text.to_owned())
-            }
-        };
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        let mut response = Response::new(Full::from(text + "\n"));
-        *response.status_mut() = status;
-        *response.headers_mut() = headers;
-        response
+/// What `work` comes to within the time of `handshake`.
+async fn in_time<F: Future + ?Sized>(
+    handshake: &Handshake,
+    mut work: Pin<&mut F>,
+) -> Option<F::Output> {
+    let ended = poll_fn(|cx| {
+        if handshake.poll_expired(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        work.as_mut().poll(cx).map(Some)
+    });
+    let ended = ended.await;
+    if ended.is_some() {
+        return ended;
     }
+    // A shard that was late hears of the deadline before it hears of its sockets: one look at what came
+    // in time.
+    tokio::task::yield_now().await;
+    poll_fn(|cx| match work.as_mut().poll(cx) {
+        Poll::Ready(ended) => Poll::Ready(Some(ended)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
 }
 
 #[cfg(test)]
@@ -481,13 +444,8 @@ mod tests {
     fn handshake_that_is_asked_before_its_deadline_wants_to_be_asked_again() {
         let start = Instant::now();
         let deadline = start + Duration::from_secs(70);
-        let handshake = Handshake {
-            id: ConnectionId { shard: ShardId::new(0), slot: 0, generation: 0 },
-            refusal: None,
-            deadline,
-            has_expired: Cell::new(false),
-            waker: RefCell::new(None),
-        };
+        let id = ConnectionId { shard: ShardId::new(0), slot: 0, generation: 0 };
+        let handshake = Handshake::new(id, None, deadline);
         // The wheel reaches 51 s.
         assert_eq!(handshake.handle_timeout(start + Duration::from_secs(51)), Some(deadline));
         assert!(!handshake.has_expired.get());

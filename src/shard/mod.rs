@@ -6,30 +6,41 @@
 //!
 //! - [`settings`]: what the operator may decide.
 //! - [`orders`]: what other threads ask of a shard, and its answers.
-//! - `accept`: its listening socket; which shard serves a new one.
+//! - `accept`: its listening sockets; which shard serves a new one.
 //! - `handshake`: HTTP until the upgrade.
-//! - `client`: an open connection's socket and state; `driver`: the task of it.
+//! - `stream`: what a connection writes to and reads from: a socket, or TLS over one.
+//! - `gate`: how many connections each address has; `admitted`: what is remembered of how a connection
+//!   came in; `pace`: how fast it may send.
+//! - `client`: an open connection's stream and state; `driver`: the task of it.
 //! - `compression`: deflated messages, for one subscriber or for all of them.
 //! - `turn`: what was published in this turn; `fan_out`: writing it to the subscribers.
 //! - `table`, `wheel`: connections by slot, deadlines by tick.
-//! - `drain`: the end.
+//! - `users`: who came with a token; `renewal`: what becomes of that, by API, message or time.
+//! - `terms`: what the settings come to, and new ones while it runs.
+//! - `drain`: the end, and the paced end of some connections before it.
 
 mod accept;
+mod admitted;
 mod client;
 mod compression;
 mod drain;
 mod driver;
 mod fan_out;
+mod gate;
 mod handshake;
 pub mod orders;
+mod pace;
+mod renewal;
 pub mod settings;
+mod stream;
 mod table;
+mod terms;
 mod turn;
+mod users;
 mod wheel;
 
 use std::any::Any;
 use std::cell::{Cell, RefCell, RefMut};
-use std::net::TcpListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -41,21 +52,29 @@ use tokio::runtime::{Builder, LocalOptions, RuntimeMetrics};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::{debug, error};
 
+use crate::auth::identity::PublishGrant;
 use crate::broker::Broker;
 use crate::broker::memory::{MemoryBroker, Seat};
-use crate::connection::outbound::{Limit, OutboundQueue};
-use crate::connection::{Connection, Initiator, Timing};
+use crate::connection::outbound::OutboundQueue;
+use crate::connection::{Connection, Initiator};
 use crate::hub::{Hub, SubscriptionKey};
 use crate::pubsub::{ConnectionId, GatewayId, ShardId};
-pub use crate::shard::accept::{MAX_BACKLOG, MAX_REFUSED};
+pub use crate::shard::accept::{Entrance, Listener, ListeningSocket, MAX_BACKLOG, MAX_REFUSED};
+use crate::shard::admitted::Shown;
 use crate::shard::client::{Channel, Client};
 use crate::shard::compression::Codec;
+use crate::shard::drain::Stage;
 use crate::shard::driver::report_panic;
 use crate::shard::fan_out::Pass;
+use crate::shard::gate::Gate;
 use crate::shard::orders::{Handle, Order};
+use crate::shard::pace::Pace;
 use crate::shard::settings::Settings;
+pub use crate::shard::stream::tls::Identity;
 use crate::shard::table::{Occupant, Table};
+use crate::shard::terms::Terms;
 use crate::shard::turn::{Frame, Turn};
+use crate::shard::users::Users;
 use crate::shard::wheel::{Entry, Wheel};
 use crate::telemetry::counters::{Counters, close_code_index, closed_index};
 use crate::wire::close::CloseCode;
@@ -77,9 +96,10 @@ const TASKS_PER_EVENT_POLL: u32 = 256;
 pub struct Loads {
     shards: Vec<AtomicUsize>,
     total: AtomicUsize,
-    max_connections: usize,
+    max_connections: AtomicUsize,
     /// Memory of all connections' compression windows.
     window_bytes: AtomicUsize,
+    gate: Arc<Gate>,
 }
 
 impl Loads {
@@ -87,7 +107,9 @@ impl Loads {
     pub fn new(shards: u16, max_connections: usize) -> Self {
         let shards = (0..shards).map(|_| AtomicUsize::new(0)).collect();
         let (total, window_bytes) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { shards, total, max_connections, window_bytes }
+        let gate = Arc::new(Gate::new(max_connections));
+        let max_connections = AtomicUsize::new(max_connections);
+        Self { shards, total, max_connections, window_bytes, gate }
     }
 
     /// Connections of all shards together.
@@ -97,18 +119,39 @@ impl Loads {
 
     /// Most connections that are served at a time.
     pub fn max_connections(&self) -> usize {
-        self.max_connections
+        self.max_connections.load(Ordering::Relaxed)
+    }
+
+    /// Allows another number. Those that are open stay, however many they are.
+    pub fn set_max_connections(&self, max_connections: usize) {
+        self.max_connections.store(max_connections, Ordering::Relaxed);
+        self.gate.set_max_connections(max_connections);
     }
 
     /// No further connection would be served.
     pub fn is_full(&self) -> bool {
-        self.total() >= self.max_connections
+        self.total() >= self.max_connections()
+    }
+
+    /// Addresses that are remembered, for limits of each.
+    pub fn addresses(&self) -> usize {
+        self.gate.addresses()
     }
 
     /// Counts one more connection, unless there are as many as are allowed.
     fn try_enter(&self) -> bool {
-        let more = |total| (total < self.max_connections).then_some(total + 1);
+        let most = self.max_connections();
+        let more = |total| (total < most).then_some(total + 1);
         self.total.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    /// Counts one more connection for `shard`, unless there are as many as are allowed.
+    fn try_enter_at(&self, shard: ShardId) -> bool {
+        let has_entered = self.try_enter();
+        if has_entered {
+            self.shards[shard.index()].fetch_add(1, Ordering::Relaxed);
+        }
+        has_entered
     }
 
     /// Takes `bytes` for the compression windows of one connection, if all together then have at most
@@ -155,8 +198,8 @@ pub struct Seed {
     pub gateway: GatewayId,
     /// The same for all shards.
     pub settings: Arc<Settings>,
-    /// Its listening socket, non-blocking.
-    pub listener: TcpListener,
+    /// Its listening sockets, non-blocking: mostly one for each address.
+    pub listeners: Vec<Listener>,
     /// Its end of the broker.
     pub seat: Seat,
     /// Its end of its [`Handle`].
@@ -173,12 +216,8 @@ pub struct Seed {
 pub(crate) struct Shard {
     id: ShardId,
     gateway: GatewayId,
-    settings: Arc<Settings>,
-    timing: Timing,
-    limit: Limit,
-    max_message_bytes: usize,
-    max_echo_read_bytes: usize,
-    max_echo_backlog_bytes: usize,
+    settings: RefCell<Arc<Settings>>,
+    terms: Cell<Terms>,
     counters: Arc<Counters>,
     shards: Arc<[Handle]>,
     loads: Arc<Loads>,
@@ -194,6 +233,8 @@ pub(crate) struct Shard {
     read_buffer: RefCell<Box<[u8]>>,
     /// Publishers to congested channels that wait for room.
     paused: RefCell<Vec<ConnectionId>>,
+    /// Connections that came with a token.
+    users: RefCell<Users>,
     wheel: RefCell<Wheel>,
     /// Until when the timers' task sleeps.
     timers_sleep_until: Cell<Option<Instant>>,
@@ -203,8 +244,8 @@ pub(crate) struct Shard {
     turn_started: Notify,
     /// Sockets in their handshake that will only be told that there is no room.
     refused: Cell<usize>,
-    /// Set for good once a drain has ended its grace.
-    is_closing: Cell<bool>,
+    /// Goes forward only.
+    stage: Cell<Stage>,
     stop_accepting: Notify,
     /// The table has become empty.
     emptied: Notify,
@@ -228,11 +269,12 @@ pub fn run(seed: Seed, started: oneshot::Sender<RuntimeMetrics>) -> std::io::Res
         .build_local(LocalOptions::default())?;
     let metrics = runtime.metrics();
     runtime.block_on(async move {
-        let Seed { id, gateway, settings, listener, seat, orders, shards, loads, counters } = seed;
-        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let Seed { id, gateway, settings, listeners, seat, orders, shards, loads, counters } = seed;
         let broker = MemoryBroker::new(seat, Arc::clone(&counters));
         let shard = Rc::new(Shard::new(id, gateway, settings, broker, shards, loads, counters));
-        essential("accept", accept::accept(Rc::clone(&shard), listener));
+        for listener in listeners {
+            essential("accept", accept::start(&shard, listener)?);
+        }
         essential("orders", orders::take(Rc::clone(&shard), orders));
         essential("fan-out", fan_out::flush(Rc::clone(&shard)));
         essential("timers", timers(Rc::clone(&shard)));
@@ -267,20 +309,10 @@ impl Shard {
         loads: Arc<Loads>,
         counters: Arc<Counters>,
     ) -> Self {
-        let queue_bytes = settings.outbound_queue_bytes;
         Self {
             id,
             gateway,
-            timing: Timing {
-                ping_interval: settings.ping_interval,
-                idle_timeout: settings.idle_timeout,
-                close_timeout: settings.close_timeout,
-            },
-            limit: Limit { max_bytes: queue_bytes, policy: settings.slow_consumer },
-            max_message_bytes: settings.max_message_bytes,
-            // Half of the queue may wait when a read adds as much as the other half.
-            max_echo_read_bytes: (queue_bytes / 2).clamp(1, READ_BUFFER_BYTES),
-            max_echo_backlog_bytes: (queue_bytes / 2).max(1),
+            terms: Cell::new(Terms::new(&settings)),
             table: RefCell::new(Table::new(id)),
             hub: RefCell::default(),
             turn: RefCell::default(),
@@ -289,17 +321,18 @@ impl Shard {
             broker,
             read_buffer: RefCell::new(vec![0; MAX_KEPT_BYTES + READ_BUFFER_BYTES].into()),
             paused: RefCell::default(),
+            users: RefCell::default(),
             wheel: RefCell::new(Wheel::new(Instant::now())),
             timers_sleep_until: Cell::new(None),
             timers_changed: Notify::new(),
             turn_started: Notify::new(),
             refused: Cell::new(0),
-            is_closing: Cell::new(false),
+            stage: Cell::new(Stage::Serving),
             stop_accepting: Notify::new(),
             emptied: Notify::new(),
             ended: Notify::new(),
             ping: frame::encode(Opcode::Ping, b""),
-            settings,
+            settings: RefCell::new(settings),
             counters,
             shards,
             loads,
@@ -310,9 +343,9 @@ impl Shard {
         Instant::now()
     }
 
-    /// Collects a message of `client` for its channel.
+    /// Collects a message of `client`, which has leave for that, for its channel.
     #[inline]
-    fn publish(&self, client: &Client, own: bool, frame: Frame<'_>, now: Instant) {
+    fn publish(&self, client: &Client, _: PublishGrant, own: bool, frame: Frame<'_>, now: Instant) {
         let Some(Channel { key, home }) = client.channel else {
             return;
         };
@@ -351,9 +384,12 @@ impl Shard {
 
     /// Makes sure that the wheel looks at `client` when its next deadline is due.
     fn arm(&self, client: &Client, connection: &Connection) {
-        let Some(deadline) = connection.poll_timeout(&self.timing) else {
+        let Some(deadline) = connection.poll_timeout(&self.timing()) else {
             return;
         };
+        let ends = [self.expiry(client), client.ends_at()];
+        let end = ends.into_iter().flatten().min().filter(|_| connection.is_open());
+        let deadline = end.map_or(deadline, |end| deadline.min(end));
         let armed = client.timer_tick.get();
         let is_before = |tick: u64| (tick as u32).wrapping_sub(armed).cast_signed() < 0;
         if armed == 0 || is_before(self.wheel.borrow_mut().tick(deadline, self.now())) {
@@ -387,10 +423,22 @@ impl Shard {
                             self.enter_deadline(handshake.id, deadline);
                         }
                     }
-                    // It was entered again for an earlier tick, or has ended.
-                    Some(Occupant::Client(_)) | None => {}
+                    // It was slowed, or entered again for an earlier tick, or has ended.
+                    Some(Occupant::Client(client)) => self.resume_reading(&client, tick, now),
+                    None => {}
                 }
             }
+        }
+    }
+
+    /// Lets the driver of `client` read again, if it waited for this tick.
+    fn resume_reading(&self, client: &Client, tick: u64, now: Instant) {
+        if client.pace().is_some_and(|pace| pace.handle_tick(tick)) {
+            // It was we who did not listen.
+            if let Some(mut connection) = client.try_hold(self) {
+                connection.handle_sign_of_life(now);
+            }
+            client.wake_driver();
         }
     }
 
@@ -398,19 +446,25 @@ impl Shard {
         client.timer_tick.set(0);
         let mut connection = client.hold(self);
         let was_waiting = !connection.outbound.is_empty();
-        connection.handle_timeout(now, &self.ping, &self.timing);
+        self.close_expired(client, &mut connection, now);
+        if client.pace().is_some_and(Pace::is_waiting) {
+            connection.handle_sign_of_life(now);
+        }
+        connection.handle_timeout(now, &self.ping, &self.timing());
+        if connection.is_open() && client.ends_at().is_some_and(|end| now >= end) {
+            self.counters.connections_aged.increment();
+            connection.close(now, CloseCode::GOING_AWAY, "connection age", &self.timing());
+        }
         if connection.ended().is_some() {
             // The peer did not let go in time. What the kernel still has for it, up to some MiB, it would
             // offer for another 100 s to one that has vanished; one that still reads may have it.
-            let socket = client.socket.borrow();
-            let patience = self.timing.close_timeout;
-            _ = socket2::SockRef::from(&*socket).set_tcp_user_timeout(Some(patience));
+            client.socket.borrow().give_up_after(self.timing().close_timeout);
         }
         if !was_waiting {
-            client.write_waiting(&mut connection, self);
+            _ = client.write_waiting(&mut connection, self);
         }
         self.arm(client, &connection);
-        if !connection.is_open() || !connection.outbound.is_empty() {
+        if !connection.is_open() || !connection.outbound.is_empty() || client.has_unsent() {
             client.wake_driver();
         }
     }
@@ -428,7 +482,7 @@ impl Shard {
         report_panic(&client.id.to_uuid(self.gateway), panic, self);
         if let Some(mut connection) = client.try_hold(self) {
             let (now, code) = (self.now(), CloseCode::INTERNAL_ERROR);
-            connection.fail(now, code, "internal error", &self.timing);
+            connection.fail(now, code, "internal error", &self.timing());
             self.arm(client, &connection);
         }
         client.wake_driver();
@@ -454,8 +508,10 @@ impl Shard {
             self.counters.compressed_connections[mode].moved(1, 0);
         }
         client.subscriptions.take().for_each(|subscription| self.unsubscribe(subscription));
+        self.forget_user(client);
         debug!(
             connection = %client.id.to_uuid(self.gateway),
+            address = %Shown(client.address()),
             code = ending.code,
             initiator = ?ending.initiator,
             "connection closed"

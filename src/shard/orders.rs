@@ -1,6 +1,6 @@
 //! What other threads ask of a shard.
 
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -10,9 +10,14 @@ use bytes::Bytes;
 use globset::GlobMatcher;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::auth::access::RenewalError;
+use crate::auth::identity::{UnixSeconds, User};
 use crate::broker::{Broker, Inbound};
 use crate::pubsub::{Batch, ChannelName, ConnectionId};
+use crate::shard::accept::Entrance;
 use crate::shard::client::{Client, Tally};
+use crate::shard::drain::Stage;
+use crate::shard::settings::Settings;
 use crate::shard::{Shard, drain, handshake};
 use crate::wire::close::CloseCode;
 
@@ -29,6 +34,8 @@ pub enum Order {
     Serve {
         /// Accepted and non-blocking.
         socket: TcpStream,
+        /// By which listener: what is spoken on it.
+        entrance: Entrance,
         /// When.
         accepted_at: Instant,
     },
@@ -45,12 +52,43 @@ pub enum Order {
     Disconnect {
         /// Which.
         connection: ConnectionId,
+        /// Only if it is this user's.
+        user: Option<User>,
         /// With this code.
         code: CloseCode,
         /// And this reason.
         reason: String,
         /// Whether the connection was open.
         reply: oneshot::Sender<bool>,
+    },
+    /// Close all connections of a user.
+    DisconnectUser {
+        /// Whose.
+        user: User,
+        /// But these.
+        except: Vec<ConnectionId>,
+        /// With this code.
+        code: CloseCode,
+        /// And this reason.
+        reason: String,
+        /// It is done, or, where they are many, under way.
+        reply: oneshot::Sender<()>,
+    },
+    /// Renew what connections were let in by, or say that it has expired.
+    Refresh {
+        /// Whose.
+        whose: Whose,
+        /// By what.
+        renewal: Renewal,
+        /// What came of it.
+        reply: oneshot::Sender<Refreshed>,
+    },
+    /// Tell what is known of one connection.
+    Describe {
+        /// Which.
+        connection: ConnectionId,
+        /// `None` where it is not open.
+        reply: oneshot::Sender<Option<Description>>,
     },
     /// List channels with the subscriptions they have here.
     Channels {
@@ -59,11 +97,111 @@ pub enum Order {
         /// In no order.
         reply: oneshot::Sender<Vec<(ChannelName, usize)>>,
     },
+    /// Go by other settings from now on.
+    Reload {
+        /// What the shard cannot change while it runs is as it was.
+        settings: Arc<Settings>,
+    },
+    /// Say that the shard turns.
+    Beat {
+        /// Dropped unanswered by a shard that ends.
+        reply: oneshot::Sender<()>,
+    },
+    /// Close a share of the connections, and serve on.
+    Shed {
+        /// Which share, and how.
+        shed: Shed,
+        /// How many connections that are.
+        reply: oneshot::Sender<usize>,
+    },
+    /// Stop accepting, since another process accepts from the same sockets. Handshakes that are under
+    /// way go on.
+    Leave {
+        /// Nothing more is accepted or handed to other shards.
+        reply: oneshot::Sender<()>,
+    },
     /// Stop accepting and close every connection within this time, then end.
     Drain {
         /// Over how long the closes are spread.
         duration: Duration,
     },
+}
+
+/// A share of a shard's connections to be closed.
+#[derive(Clone, Copy, Debug)]
+pub struct Shed {
+    /// 0 to 1.
+    pub share: f64,
+    /// What the count is rounded with, 0 to 1: with another one for each shard, the counts of many
+    /// small shards come to the right share of all.
+    pub rounding: f64,
+    /// Over how long the closes are spread.
+    pub duration: Duration,
+}
+
+impl Shed {
+    /// The share of `all`, spread evenly over them.
+    pub(crate) fn choose<T: Copy>(&self, all: &[T]) -> Vec<T> {
+        let count = ((all.len() as f64 * self.share + self.rounding) as usize).min(all.len());
+        (0..count).map(|number| all[number * all.len() / count]).collect()
+    }
+}
+
+/// Which connections are meant.
+#[derive(Clone, Debug)]
+pub enum Whose {
+    /// One.
+    Connection {
+        /// Which.
+        connection: ConnectionId,
+        /// Only if it is this user's.
+        user: Option<User>,
+    },
+    /// All of a user.
+    User(User),
+}
+
+/// What becomes of the token of a connection.
+#[derive(Clone)]
+pub enum Renewal {
+    /// This is the new one. It has to be the same user's.
+    Token(Arc<str>),
+    /// It holds until then, whatever it says.
+    ExpireAt(UnixSeconds),
+    /// It holds no longer.
+    Expired,
+}
+
+impl std::fmt::Debug for Renewal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Token(_) => f.write_str("Token(***)"),
+            Self::ExpireAt(end) => f.debug_tuple("ExpireAt").field(end).finish(),
+            Self::Expired => f.write_str("Expired"),
+        }
+    }
+}
+
+/// What came of renewing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refreshed {
+    /// It is renewed; for a user perhaps of no connection at all.
+    Done,
+    /// No such connection is open.
+    NotFound,
+    /// The connection came without a token.
+    Anonymous,
+    /// The new token is not believed.
+    Refused(RenewalError),
+}
+
+/// What is known of a connection.
+#[derive(Debug)]
+pub struct Description {
+    /// Where its client is. `None` where that is at the end of a Unix socket.
+    pub address: Option<IpAddr>,
+    /// What it hears, that which it publishes to first.
+    pub channels: Vec<ChannelName>,
 }
 
 /// Reaches one shard from any thread.
@@ -90,6 +228,11 @@ impl Handle {
                 order
             }
         })
+    }
+
+    /// Whether the shard has ended and takes no orders any more.
+    pub fn is_ended(&self) -> bool {
+        self.orders.is_closed()
     }
 
     /// Gives an order once there is room. Does nothing when the shard has ended.
@@ -160,19 +303,29 @@ impl Shard {
 
     fn handle_order(self: &Rc<Self>, order: Order) {
         match order {
-            Order::Serve { socket, accepted_at } => {
-                handshake::begin_handed_over(self, socket, accepted_at);
+            Order::Serve { socket, entrance, accepted_at } => {
+                handshake::begin_handed_over(self, socket, entrance, accepted_at);
             }
             Order::Send { connection, frame, reply } => {
                 // Whoever asked may have stopped waiting for the answer.
                 _ = reply.send(self.send_to(connection, frame));
             }
-            Order::Disconnect { connection, code, reason, reply } => {
-                let client = self.open_client(connection);
+            Order::Disconnect { connection, user, code, reason, reply } => {
+                let client = self.open_client_of(connection, user.as_ref());
                 if let Some(client) = &client {
                     self.guard(client, || client.close(code, &reason, self));
                 }
                 _ = reply.send(client.is_some());
+            }
+            Order::DisconnectUser { user, except, code, reason, reply } => {
+                self.disconnect_user(&user, &except, code, reason);
+                _ = reply.send(());
+            }
+            Order::Refresh { whose, renewal, reply } => {
+                _ = reply.send(self.refresh(&whose, &renewal));
+            }
+            Order::Describe { connection, reply } => {
+                _ = reply.send(self.describe(connection));
             }
             Order::Channels { pattern, reply } => {
                 let matches = |name: &ChannelName| {
@@ -181,6 +334,13 @@ impl Shard {
                 let hub = self.hub.borrow();
                 let channels = hub.channels().filter(|(name, _)| matches(name));
                 _ = reply.send(channels.map(|(name, count)| (name.clone(), count)).collect());
+            }
+            Order::Reload { settings } => self.reload(settings),
+            Order::Beat { reply } => _ = reply.send(()),
+            Order::Shed { shed, reply } => _ = reply.send(self.shed(shed)),
+            Order::Leave { reply } => {
+                self.stop_accepting(Stage::Leaving);
+                _ = reply.send(());
             }
             Order::Drain { duration } => {
                 tokio::task::spawn_local(drain::drain(Rc::clone(self), duration));
@@ -201,9 +361,36 @@ impl Shard {
         true
     }
 
-    fn open_client(&self, id: ConnectionId) -> Option<Rc<Client>> {
+    fn describe(&self, connection: ConnectionId) -> Option<Description> {
+        let client = self.open_client(connection)?;
+        let subscriptions = client.subscriptions.take();
+        let hub = self.hub.borrow();
+        let channels = subscriptions.keys().iter().map(|key| hub.name_of(key).clone()).collect();
+        client.subscriptions.set(subscriptions);
+        Some(Description { address: client.address(), channels })
+    }
+
+    pub(super) fn open_client(&self, id: ConnectionId) -> Option<Rc<Client>> {
         let client = self.table.borrow().client(id).cloned()?;
         let is_open = client.hold(self).is_open();
         is_open.then_some(client)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn share_is_taken_from_all_over_and_comes_out_right_over_many_small_shards() {
+        let shed = |share, rounding| Shed { share, rounding, duration: Duration::ZERO };
+        let all: Vec<u32> = (0..10).collect();
+        assert_eq!(shed(0.3, 0.5).choose(&all), [0, 3, 6]);
+        assert_eq!(shed(1.0, 0.99).choose(&all), all);
+        assert_eq!(shed(0.5, 0.99).choose::<u32>(&[]), [0; 0]);
+        let shards = 8;
+        let rounding = |shard| (f64::from(shard) + 0.5) / f64::from(shards);
+        let chosen = (0..shards).map(|shard| shed(0.25, rounding(shard)).choose(&[0]).len());
+        assert_eq!(chosen.sum::<usize>(), 2, "a quarter of eight that are one to a shard");
     }
 }

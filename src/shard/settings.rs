@@ -1,7 +1,13 @@
 //! What the operator may decide about a shard.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::admission::addresses::Limits;
+use crate::admission::forwarded::ForwardedHeader;
+use crate::admission::proxies::TrustedProxies;
+use crate::admission::rate::Rate;
+use crate::auth::access::Access;
 use crate::auth::origin::AllowedOrigins;
 use crate::connection::outbound::SlowConsumerPolicy;
 use crate::wire::extensions::WindowBits;
@@ -30,7 +36,62 @@ pub struct Compression {
     pub max_memory_bytes: usize,
 }
 
-/// Settings shared by all shards and fixed while they run.
+/// Whether trusted proxies begin a connection with a PROXY header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyProtocol {
+    /// They do. One that does not is closed.
+    Required,
+    /// They do not; they name their clients in requests.
+    Off,
+}
+
+/// What is done with a client that sends more than it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RateLimitAction {
+    /// It is not read until it may go on.
+    Slow,
+    /// It is closed with 1008.
+    Close,
+}
+
+/// Where clients are, and how much each of them may do. By default nobody is believed to speak for
+/// others, and nothing is limited.
+#[derive(Clone, Debug)]
+pub struct Admission {
+    /// Peers that are believed when they say for whom they speak.
+    pub trusted_proxies: TrustedProxies,
+    /// How they say it first.
+    pub proxy_protocol: ProxyProtocol,
+    /// Which header of a request they say it in.
+    pub forwarded_header: ForwardedHeader,
+    /// Connections and handshakes.
+    pub limits: Limits,
+    /// Messages taken from one connection. `None`: as many as come.
+    pub messages: Option<Rate>,
+    /// Bytes taken from one connection. `None`: as many as come.
+    pub bytes: Option<Rate>,
+    /// What happens beyond the two above.
+    pub rate_limit_action: RateLimitAction,
+    /// Age at which a connection is closed with 1001, give or take a tenth. `None`: it never is.
+    pub max_connection_age: Option<Duration>,
+}
+
+impl Default for Admission {
+    fn default() -> Self {
+        Self {
+            trusted_proxies: TrustedProxies::default(),
+            proxy_protocol: ProxyProtocol::Required,
+            forwarded_header: ForwardedHeader::XForwardedFor,
+            limits: Limits::default(),
+            messages: None,
+            bytes: None,
+            rate_limit_action: RateLimitAction::Slow,
+            max_connection_age: None,
+        }
+    }
+}
+
+/// Settings shared by all shards. A reload gives them others while they run.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Largest message taken from a client, over all its fragments, in bytes. A message of exactly
@@ -60,4 +121,10 @@ pub struct Settings {
     pub mailbox_bytes: usize,
     /// Web origins whose pages may connect.
     pub allowed_origins: AllowedOrigins,
+    /// Who may connect, and what they may do.
+    pub access: Arc<Access>,
+    /// Where clients are, and how much each of them may do.
+    pub admission: Admission,
+    /// Whether the console page is served.
+    pub console: bool,
 }

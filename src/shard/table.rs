@@ -16,7 +16,7 @@ use crate::shard::handshake::Handshake;
 /// Who is in a slot.
 #[derive(Clone)]
 pub(crate) enum Occupant {
-    /// A socket whose opening handshake is not over.
+    /// A socket whose opening handshake is not over, or that of an HTTP/2 connection.
     Handshake(Rc<Handshake>),
     /// An open or closing connection.
     Client(Rc<Client>),
@@ -25,7 +25,7 @@ pub(crate) enum Occupant {
 struct Slot {
     generation: u32,
     /// The socket of the client in this slot while it is open and nothing waits in its queue, else
-    /// [`NOWHERE`]. It takes the room that would be left free behind the generation.
+    /// [`NOWHERE`], which it always is where frames are not written as they are. It takes the room that would be left free behind the generation.
     direct: Cell<RawFd>,
     occupant: Option<Occupant>,
 }
@@ -124,8 +124,8 @@ impl Table {
         if let Some(Occupant::Client(occupant)) = self.occupant(slot, generation)
             && std::ptr::eq(&raw const **occupant, client)
         {
-            let direct = if is_direct { client.descriptor() } else { NOWHERE };
-            self.slots[slot as usize].direct.set(direct);
+            let direct = is_direct.then(|| client.plain_descriptor()).flatten();
+            self.slots[slot as usize].direct.set(direct.unwrap_or(NOWHERE));
         }
     }
 
@@ -134,6 +134,19 @@ impl Table {
         self.slots.iter().filter_map(|slot| match &slot.occupant {
             Some(Occupant::Client(client)) => Some(client),
             Some(Occupant::Handshake(_)) | None => None,
+        })
+    }
+
+    /// Whether a socket is in its handshake.
+    pub(crate) fn has_handshakes(&self) -> bool {
+        self.handshakes().next().is_some()
+    }
+
+    /// All sockets in their handshake, and those of HTTP/2 connections.
+    pub(crate) fn handshakes(&self) -> impl Iterator<Item = &Rc<Handshake>> {
+        self.slots.iter().filter_map(|slot| match &slot.occupant {
+            Some(Occupant::Handshake(handshake)) => Some(handshake),
+            Some(Occupant::Client(_)) | None => None,
         })
     }
 

@@ -1,21 +1,24 @@
 //! A real shard on a thread of its own, with real sockets. `flush` has one that writes when the test
-//! says so.
+//! says so; `referring` has clients with context takeover there, and `tls` some that speak TLS.
 
 mod flush;
+mod referring;
+mod tls;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread::{self, JoinHandle};
 
 use tungstenite::protocol::{Role, WebSocket};
 use tungstenite::{Error, Message};
 
 use super::*;
+use crate::auth::access::Access;
 use crate::auth::origin::AllowedOrigins;
 use crate::broker::memory::{self, Bounds};
 use crate::connection::outbound::SlowConsumerPolicy;
 use crate::shard::driver::tests::PANIC;
-use crate::shard::settings::{Compression, CompressionMode};
+use crate::shard::settings::{Admission, Compression, CompressionMode};
 use crate::telemetry::counters::INITIATORS;
 use crate::wire::extensions::WindowBits;
 
@@ -41,6 +44,9 @@ fn settings() -> Settings {
         mailbox_entries: 64,
         mailbox_bytes: 1 << 20,
         allowed_origins: AllowedOrigins::same_host(),
+        access: Arc::new(Access::open()),
+        admission: Admission::default(),
+        console: false,
     }
 }
 
@@ -66,7 +72,10 @@ impl Running {
             id: ShardId::new(0),
             gateway: GatewayId::new(7),
             settings: Arc::new(settings),
-            listener,
+            listeners: vec![Listener {
+                socket: ListeningSocket::Tcp(listener),
+                entrance: Entrance::default(),
+            }],
             seat: seats.remove(0),
             orders,
             shards: Arc::from([handle.clone()]),

@@ -31,6 +31,10 @@ pub enum Rejection {
     BadRequest,
     /// 403: an origin that is not allowed.
     Origin,
+    /// 401: no token where one is needed, or one that is not believed.
+    Unauthorized,
+    /// 403: a token that does not allow a channel.
+    Forbidden,
     /// 404: no such endpoint.
     NotFound,
     /// 405: not GET.
@@ -49,13 +53,25 @@ pub enum Rejection {
     Disconnected,
     /// The socket was closed unanswered: too many others were being refused.
     Overload,
+    /// A TLS alert: no version, cipher or certificate that both take, or no TLS at all.
+    Tls,
+    /// 429 or nothing: as many connections of this address as are allowed.
+    AddressLimit,
+    /// 429 or nothing: too many handshakes of this address.
+    AddressRate,
+    /// 429 or nothing: too many handshakes of all.
+    HandshakeRate,
+    /// A trusted proxy sent no PROXY header, or a broken one.
+    ProxyProtocol,
 }
 
 impl Rejection {
     /// Values of the label `reason`.
-    pub const LABELS: [&str; 11] = [
+    pub const LABELS: [&str; 18] = [
         "bad_request",
         "origin",
+        "unauthorized",
+        "forbidden",
         "not_found",
         "method",
         "version",
@@ -65,6 +81,11 @@ impl Rejection {
         "too_large",
         "disconnected",
         "overload",
+        "tls",
+        "address_limit",
+        "address_rate",
+        "handshake_rate",
+        "proxy_protocol",
     ];
 }
 
@@ -120,6 +141,42 @@ impl SlowConsumer {
     pub const LABELS: [&str; 3] = ["close", "drop_oldest", "drop_newest"];
 }
 
+/// Values of the label `reason` of tokens that were not believed, in the order of the auth room.
+pub const TOKEN_REJECTIONS: [&str; 9] = [
+    "malformed",
+    "algorithm",
+    "unknown_key",
+    "signature",
+    "expired",
+    "not_yet_valid",
+    "audience",
+    "issuer",
+    "claim",
+];
+
+/// What a client sent too much of. The order is that of [`RateLimit::LABELS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RateLimit {
+    /// Messages a second.
+    Messages,
+    /// Bytes a second.
+    Bytes,
+}
+
+impl RateLimit {
+    /// Values of the label `limit`.
+    pub const LABELS: [&str; 2] = ["messages", "bytes"];
+}
+
+/// Values of the label `action` of clients that sent too much.
+pub const RATE_LIMIT_ACTIONS: [&str; 2] = ["slow", "close"];
+
+/// Position of the counter of clients that sent too much: by limit, and for each by
+/// [`RATE_LIMIT_ACTIONS`].
+pub fn rate_limited_index(limit: RateLimit, action: usize) -> usize {
+    limit as usize * RATE_LIMIT_ACTIONS.len() + action
+}
+
 /// Values of the label `mode` of connections that negotiated permessage-deflate.
 pub const COMPRESSION_MODES: [&str; 2] = ["shared", "dedicated"];
 
@@ -128,6 +185,27 @@ pub const SHARED: usize = 0;
 
 /// Position of context takeover in [`COMPRESSION_MODES`].
 pub const DEDICATED: usize = 1;
+
+/// Values of the label `version` of TLS handshakes.
+pub const TLS_VERSIONS: [&str; 2] = ["1.2", "1.3"];
+
+/// Values of the label `result` of reloads.
+pub const RELOAD_RESULTS: [&str; 2] = ["success", "failure"];
+
+/// Position of what was read and holds now in [`RELOAD_RESULTS`].
+pub const RELOAD_SUCCEEDED: usize = 0;
+
+/// Position of what is wrong, and of which nothing was taken, in [`RELOAD_RESULTS`].
+pub const RELOAD_FAILED: usize = 1;
+
+/// Values of the label `http` of opening handshakes.
+pub const HTTP_VERSIONS: [&str; 2] = ["1.1", "2"];
+
+/// Position of HTTP/1.1 in [`HTTP_VERSIONS`].
+pub const HTTP_1: usize = 0;
+
+/// Position of HTTP/2 in [`HTTP_VERSIONS`].
+pub const HTTP_2: usize = 1;
 
 /// Most values of the label `kind` of protocol errors.
 pub const MAX_PROTOCOL_ERRORS: usize = 16;
@@ -142,8 +220,30 @@ pub struct Counters {
     pub connections_accepted: Counter,
     /// By [`Rejection`].
     pub connections_rejected: Family<{ Rejection::LABELS.len() }>,
+    /// Requests that were answered with the console page.
+    pub console_requests: Counter,
     /// By [`closed_index`].
     pub connections_closed: Family<{ CLOSE_CODES.len() * INITIATORS.len() }>,
+    /// Opening handshakes that succeeded, by [`HTTP_VERSIONS`].
+    pub handshakes: Family<{ HTTP_VERSIONS.len() }>,
+    /// TLS handshakes that succeeded, by [`TLS_VERSIONS`].
+    pub tls_handshakes: Family<{ TLS_VERSIONS.len() }>,
+    /// Certificates loaded anew, by [`RELOAD_RESULTS`].
+    pub tls_reloads: Family<{ RELOAD_RESULTS.len() }>,
+    /// When the first of the certificates in use expires, in seconds since 1970; 0 without TLS.
+    pub tls_certificate_expiry: Gauge,
+    /// Connections that came with a token.
+    pub identified_connections: Gauge,
+    /// By [`TOKEN_REJECTIONS`], in handshakes and refreshes.
+    pub token_rejections: Family<{ TOKEN_REJECTIONS.len() }>,
+    /// Connections that were closed since their token had expired.
+    pub token_expirations: Counter,
+    /// Messages that were not published, and ended their connection, since it may only subscribe.
+    pub forbidden_publications: Counter,
+    /// Connections that were closed since they had lasted long enough.
+    pub connections_aged: Counter,
+    /// By [`rate_limited_index`].
+    pub rate_limited: Family<{ RateLimit::LABELS.len() * RATE_LIMIT_ACTIONS.len() }>,
     /// From accepting a socket to the end of its opening handshake.
     pub handshake_duration: Histogram,
     /// By kind.
@@ -191,6 +291,8 @@ pub struct Counters {
     pub inflate_output_bytes: Counter,
     /// By the protocol error's kind.
     pub protocol_errors: Family<MAX_PROTOCOL_ERRORS>,
+    /// Times that the configuration was read anew, by [`RELOAD_RESULTS`]. The control thread's.
+    pub config_reloads: Family<{ RELOAD_RESULTS.len() }>,
     /// Panics that were caught while serving a connection.
     pub panics: Counter,
 }
@@ -208,6 +310,9 @@ mod tests {
         assert_eq!(CLOSE_CODES[close_code_index(4999)], "4xxx");
         assert_eq!(Rejection::LABELS[Rejection::Full as usize], "full");
         assert_eq!(Rejection::LABELS[Rejection::Overload as usize], "overload");
+        assert_eq!(Rejection::LABELS[Rejection::Tls as usize], "tls");
+        assert_eq!(Rejection::LABELS[Rejection::ProxyProtocol as usize], "proxy_protocol");
+        assert_eq!(RateLimit::LABELS[RateLimit::Bytes as usize], "bytes");
         assert_eq!(SlowConsumer::LABELS[SlowConsumer::DropNewest as usize], "drop_newest");
     }
 }

@@ -4,15 +4,16 @@
 //! hands the sums over, for each scrape and once a second (see [`Exporter::hand_over`]).
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use metrics::{Gauge, Histogram, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::PrometheusRecorder;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::telemetry::counters::{
-    CLOSE_CODES, COMPRESSION_MODES, Counters, INITIATORS, MESSAGE_KINDS, Rejection, SlowConsumer,
-    closed_index,
+    CLOSE_CODES, COMPRESSION_MODES, Counters, HTTP_VERSIONS, INITIATORS, MESSAGE_KINDS,
+    RATE_LIMIT_ACTIONS, RELOAD_RESULTS, RateLimit, Rejection, SlowConsumer, TLS_VERSIONS,
+    TOKEN_REJECTIONS, closed_index, rate_limited_index,
 };
 use crate::telemetry::histogram::{self, BOUNDS_SECONDS, Snapshot};
 
@@ -35,6 +36,12 @@ pub struct Exporter {
     connections: Vec<Gauge>,
     busy: Vec<Busy>,
     draining: Gauge,
+    config_loaded: Gauge,
+    config_loaded_at: Gauge,
+    /// There once a certificate is in use: an alert on it must not find the year 1970.
+    certificate_expiry: Option<Gauge>,
+    addresses: Gauge,
+    max_connections: Gauge,
     process: metrics_process::Collector,
 }
 
@@ -84,6 +91,10 @@ impl Exporter {
             "wsgate_shard_busy_ratio",
             "Share of the last second in which a shard was working, 0 to 1.",
         );
+        register.describe_gauge(
+            "wsgate_addresses",
+            "Addresses that are remembered, where each has limits.",
+        );
         register.describe_gauge("wsgate_draining", "1 while the gateway drains, else 0.");
         register.describe_gauge("wsgate_build_info", "Always 1; the label tells the version.");
         let connections =
@@ -99,10 +110,28 @@ impl Exporter {
         register.gauge("wsgate_build_info", version).set(1.0);
         let draining = register.gauge("wsgate_draining", Vec::new());
         draining.set(0.0);
+        register.describe_gauge(
+            "wsgate_config_last_reload_successful",
+            "1 when the configuration was good the last time that it was read, else 0.",
+        );
+        register.describe_gauge(
+            "wsgate_config_last_reload_success_timestamp_seconds",
+            "When the configuration that holds was read, in Unix time.",
+        );
+        let plain = |name| register.gauge(name, Vec::new());
+        let config_loaded = plain("wsgate_config_last_reload_successful");
+        let config_loaded_at = plain("wsgate_config_last_reload_success_timestamp_seconds");
+        let addresses = register.gauge("wsgate_addresses", Vec::new());
+        addresses.set(0.0);
+        register.describe_gauge(
+            "wsgate_max_connections",
+            "Most connections at a time, by the settings or by the limit of open files.",
+        );
+        let max_connections = plain("wsgate_max_connections");
         let process = metrics_process::Collector::default();
         metrics::with_local_recorder(&recorder, || process.describe());
         let handle = recorder.handle();
-        Ok(Self {
+        let exporter = Self {
             recorder,
             handle,
             sources,
@@ -112,13 +141,39 @@ impl Exporter {
             connections,
             busy,
             draining,
+            config_loaded,
+            config_loaded_at,
+            certificate_expiry: None,
+            addresses,
+            max_connections,
             process,
-        })
+        };
+        exporter.set_config_loaded(true, SystemTime::now());
+        Ok(exporter)
     }
 
     /// Says whether the gateway drains.
     pub fn set_draining(&self, draining: bool) {
         self.draining.set(f64::from(u8::from(draining)));
+    }
+
+    /// Says whether the configuration that was read at `at` was good; the one that holds was.
+    pub fn set_config_loaded(&self, succeeded: bool, at: SystemTime) {
+        self.config_loaded.set(f64::from(u8::from(succeeded)));
+        if succeeded {
+            let since_1970 = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            self.config_loaded_at.set(since_1970.as_secs_f64());
+        }
+    }
+
+    /// Says how many addresses are remembered.
+    pub fn set_addresses(&self, addresses: usize) {
+        self.addresses.set(addresses as f64);
+    }
+
+    /// Says how many connections there may be.
+    pub fn set_max_connections(&self, max_connections: usize) {
+        self.max_connections.set(max_connections as f64);
     }
 
     /// Hands the sums over. To be called about once a second: the busy ratio is that of the time
@@ -130,6 +185,13 @@ impl Exporter {
         }
         for (gauge, read) in &self.gauges {
             gauge.set(self.sources.iter().map(|source| read(source)).sum::<u64>() as f64);
+        }
+        let expiry = self.sources.iter().map(|from| from.tls_certificate_expiry.value()).max();
+        if let Some(seconds @ 1..) = expiry {
+            let register = Register { recorder: &self.recorder };
+            let gauge =
+                self.certificate_expiry.get_or_insert_with(|| register.certificate_expiry());
+            gauge.set(seconds as f64);
         }
         for (gauge, source) in self.connections.iter().zip(&self.sources) {
             gauge.set(source.connections.value() as f64);
@@ -185,6 +247,15 @@ impl Register<'_> {
         self.recorder.register_gauge(&metrics::Key::from_parts(name, labels), &METADATA)
     }
 
+    fn certificate_expiry(&self) -> Gauge {
+        let name = "wsgate_tls_certificate_expiry_timestamp_seconds";
+        self.describe_gauge(
+            name,
+            "When the first of the TLS certificates in use expires, in seconds since 1970.",
+        );
+        self.gauge(name, Vec::new())
+    }
+
     fn describe_gauge(&self, name: &'static str, text: &'static str) {
         self.recorder.describe_gauge(name.into(), None, text.into());
     }
@@ -198,9 +269,17 @@ impl Register<'_> {
             self.recorder.describe_counter(name.into(), None, text.into());
         };
         type Plain = fn(&Counters) -> u64;
-        let plain: [(&'static str, &'static str, Plain); 11] = [
+        let plain: [(&'static str, &'static str, Plain); 15] = [
             ("wsgate_connections_accepted_total", "Sockets accepted.", |from| {
                 from.connections_accepted.value()
+            }),
+            (
+                "wsgate_connections_aged_total",
+                "Connections closed since they had lasted as long as they may.",
+                |from| from.connections_aged.value(),
+            ),
+            ("wsgate_console_requests_total", "Requests answered with the console page.", |from| {
+                from.console_requests.value()
             }),
             ("wsgate_received_bytes_total", "Bytes of frames read from clients.", |from| {
                 from.received_bytes.value()
@@ -217,6 +296,16 @@ impl Register<'_> {
                 "wsgate_mailbox_full_total",
                 "Times that a shard's mailbox was full and the publisher had to wait.",
                 |from| from.mailbox_full.value(),
+            ),
+            (
+                "wsgate_token_expirations_total",
+                "Connections closed since their token had expired.",
+                |from| from.token_expirations.value(),
+            ),
+            (
+                "wsgate_forbidden_publications_total",
+                "Messages that were not published, and ended their connection, since it may not publish.",
+                |from| from.forbidden_publications.value(),
             ),
             (
                 "wsgate_compression_fallbacks_total",
@@ -259,6 +348,34 @@ impl Register<'_> {
             self.counter(&mut all, name, labels, move |from| {
                 from.connections_rejected[index].value()
             });
+        }
+
+        let name = "wsgate_handshakes_total";
+        describe(name, "Opening handshakes that succeeded, by the version of HTTP.");
+        for (index, version) in HTTP_VERSIONS.into_iter().enumerate() {
+            let labels = vec![Label::new("http", version)];
+            self.counter(&mut all, name, labels, move |from| from.handshakes[index].value());
+        }
+
+        let name = "wsgate_tls_handshakes_total";
+        describe(name, "TLS handshakes that succeeded, by version.");
+        for (index, version) in TLS_VERSIONS.into_iter().enumerate() {
+            let labels = vec![Label::new("version", version)];
+            self.counter(&mut all, name, labels, move |from| from.tls_handshakes[index].value());
+        }
+
+        let name = "wsgate_tls_reloads_total";
+        describe(name, "Times that TLS certificates were loaded anew, by result.");
+        for (index, result) in RELOAD_RESULTS.into_iter().enumerate() {
+            let labels = vec![Label::new("result", result)];
+            self.counter(&mut all, name, labels, move |from| from.tls_reloads[index].value());
+        }
+
+        let name = "wsgate_token_rejections_total";
+        describe(name, "Tokens that were not believed, in handshakes and refreshes, by reason.");
+        for (index, reason) in TOKEN_REJECTIONS.into_iter().enumerate() {
+            let labels = vec![Label::new("reason", reason)];
+            self.counter(&mut all, name, labels, move |from| from.token_rejections[index].value());
         }
 
         let name = "wsgate_connections_closed_total";
@@ -318,6 +435,27 @@ impl Register<'_> {
             });
         }
 
+        let name = "wsgate_config_reloads_total";
+        describe(name, "Times that the configuration was read anew, by what came of it.");
+        for (index, result) in RELOAD_RESULTS.into_iter().enumerate() {
+            self.counter(&mut all, name, vec![Label::new("result", result)], move |from| {
+                from.config_reloads[index].value()
+            });
+        }
+
+        let name = "wsgate_rate_limited_total";
+        describe(name, "Times that a client sent more than it may, by limit and by what was done.");
+        for (limit, limit_label) in
+            [RateLimit::Messages, RateLimit::Bytes].into_iter().zip(RateLimit::LABELS)
+        {
+            for (action, action_label) in RATE_LIMIT_ACTIONS.into_iter().enumerate() {
+                let labels =
+                    vec![Label::new("limit", limit_label), Label::new("action", action_label)];
+                let index = rate_limited_index(limit, action);
+                self.counter(&mut all, name, labels, move |from| from.rate_limited[index].value());
+            }
+        }
+
         let name = "wsgate_protocol_errors_total";
         describe(name, "Connections failed because the client broke a rule, by the rule.");
         for (index, kind) in protocol_errors.iter().copied().enumerate() {
@@ -330,7 +468,7 @@ impl Register<'_> {
 
     fn gauges(&self) -> Vec<(Gauge, Read<u64>)> {
         type Plain = fn(&Counters) -> u64;
-        let plain: [(&'static str, &'static str, Plain); 4] = [
+        let plain: [(&'static str, &'static str, Plain); 5] = [
             ("wsgate_outbound_queue_bytes", "Bytes waiting in outbound queues.", |from| {
                 from.outbound_queue_bytes.value()
             }),
@@ -339,6 +477,9 @@ impl Register<'_> {
                 "Memory taken for the windows of connections with dedicated compression.",
                 |from| from.compression_memory_bytes.value(),
             ),
+            ("wsgate_identified_connections", "Connections that came with a token.", |from| {
+                from.identified_connections.value()
+            }),
             ("wsgate_channels", "Channels that have a subscriber.", |from| from.channels.value()),
             ("wsgate_subscriptions", "Subscriptions of connections to channels.", |from| {
                 from.subscriptions.value()

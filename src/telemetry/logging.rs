@@ -8,9 +8,10 @@ use std::fmt;
 use std::io::{IsTerminal, stderr};
 use std::str::FromStr;
 
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::{LevelFilter, ParseError};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
 /// How a line of the log is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +84,13 @@ impl FromStr for LogFilter {
     }
 }
 
+impl LogFilter {
+    fn to_env_filter(&self) -> EnvFilter {
+        let filter = EnvFilter::builder().parse(&self.0);
+        filter.expect("a LogFilter is only made of what EnvFilter takes")
+    }
+}
+
 impl fmt::Display for LogFilter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -94,23 +102,31 @@ impl fmt::Display for LogFilter {
 #[error("the log is already installed in this process")]
 pub struct AlreadyInstalled(#[from] TryInitError);
 
+/// Changes which events the installed log shows.
+pub struct LogControl(reload::Handle<EnvFilter, Registry>);
+
+impl LogControl {
+    /// Shows the events that `filter` lets through from now on.
+    pub fn set_filter(&self, filter: &LogFilter) {
+        // The log lives as long as the process.
+        _ = self.0.reload(filter.to_env_filter());
+    }
+}
+
 /// Writes the events that `filter` lets through to standard error, from now on and for the whole
 /// process.
 ///
 /// # Errors
 ///
 /// [`AlreadyInstalled`], where this was called before.
-pub fn install(format: LogFormat, filter: &LogFilter) -> Result<(), AlreadyInstalled> {
-    let filter = EnvFilter::builder()
-        .parse(&filter.0)
-        .expect("a LogFilter is only made of what EnvFilter takes");
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(stderr)
-        .with_ansi(stderr().is_terminal());
+pub fn install(format: LogFormat, filter: &LogFilter) -> Result<LogControl, AlreadyInstalled> {
+    let (filter, control) = reload::Layer::new(filter.to_env_filter());
+    let log = tracing_subscriber::registry().with(filter);
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(stderr).with_ansi(stderr().is_terminal());
     match format {
-        LogFormat::Text => lines.finish().try_init()?,
-        LogFormat::Json => lines.json().flatten_event(true).finish().try_init()?,
+        LogFormat::Text => log.with(lines).try_init()?,
+        LogFormat::Json => log.with(lines.json().flatten_event(true)).try_init()?,
     }
     // A panic is an event like others, so that a log of JSON stays one.
     std::panic::set_hook(Box::new(|panic| {
@@ -118,7 +134,7 @@ pub fn install(format: LogFormat, filter: &LogFilter) -> Result<(), AlreadyInsta
         let text = panic.payload_as_str().unwrap_or("no text");
         tracing::error!(place, "panic: {text}");
     }));
-    Ok(())
+    Ok(LogControl(control))
 }
 
 #[cfg(test)]

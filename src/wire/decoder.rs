@@ -98,6 +98,17 @@ pub enum ServerFrame {
     Gathered(Bytes),
 }
 
+impl ServerFrame {
+    /// Its bytes, where `input` is what was decoded.
+    #[inline]
+    pub fn bytes<'a>(&'a self, input: &'a [u8]) -> &'a [u8] {
+        match self {
+            Self::InPlace(range) => &input[range.clone()],
+            Self::Gathered(frame) => frame,
+        }
+    }
+}
+
 /// The payload of a deflated message.
 #[derive(Debug, PartialEq, Eq)]
 pub enum DeflatedPayload {
@@ -105,6 +116,17 @@ pub enum DeflatedPayload {
     InPlace(Range<usize>),
     /// It was gathered from pieces.
     Gathered(Vec<u8>),
+}
+
+impl DeflatedPayload {
+    /// Its bytes, where `input` is what was decoded.
+    #[inline]
+    pub fn bytes<'a>(&'a self, input: &'a [u8]) -> &'a [u8] {
+        match self {
+            Self::InPlace(range) => &input[range.clone()],
+            Self::Gathered(payload) => payload,
+        }
+    }
 }
 
 impl Decoder {
@@ -194,7 +216,8 @@ impl Decoder {
                 }
                 Opcode::Continuation => {
                     let most = rules.max_payload_bytes(gathered.deflated);
-                    let room = most - gathered.payload_bytes();
+                    // Less than what is there already, where the rules have changed meanwhile.
+                    let room = most.saturating_sub(gathered.payload_bytes());
                     if header.payload_bytes > room as u64 {
                         return Err(ProtocolError::MessageTooBig);
                     }

@@ -14,7 +14,8 @@ use http::header::SEC_WEBSOCKET_EXTENSIONS;
 /// The extension's name (section 7).
 const NAME: &str = "permessage-deflate";
 
-/// Most offers that are looked at. A client has one or two.
+/// Most offers that are looked at. A client has one or two. Elements of the list that are empty are no
+/// offers (RFC 9110 section 5.6.1): what bounds those is that a request head is.
 const MAX_OFFERS: usize = 16;
 
 /// How far back a deflated message may refer: 2^8 to 2^15 bytes (section 7.1.2).
@@ -46,8 +47,8 @@ impl WindowBits {
     }
 
     /// The value of a parameter: decimal, without leading zeros (section 7.1.2).
-    fn parse(value: &str) -> Option<Self> {
-        match value.as_bytes() {
+    fn parse(value: &[u8]) -> Option<Self> {
+        match value {
             [b'8'] => Some(Self(8)),
             [b'9'] => Some(Self(9)),
             [b'1', digit @ b'0'..=b'5'] => Some(Self(10 + (digit - b'0'))),
@@ -115,8 +116,8 @@ impl fmt::Display for Agreement {
 /// goes. `None`: nothing was offered, or nothing that can be met, and messages travel as they are.
 pub fn negotiate(headers: &HeaderMap, readiness: Readiness) -> Option<Agreement> {
     let values = headers.get_all(SEC_WEBSOCKET_EXTENSIONS).iter();
-    let values = values.filter_map(|value| value.to_str().ok());
-    let mut offers = values.flat_map(|value| split(value, ',')).take(MAX_OFFERS);
+    let elements = values.flat_map(|value| split(value.as_bytes(), b','));
+    let mut offers = elements.filter(|element| !element.is_empty()).take(MAX_OFFERS);
     offers.find_map(Offer::parse).map(|offer| offer.accept(readiness))
 }
 
@@ -131,30 +132,34 @@ struct Offer {
 }
 
 impl Offer {
-    fn parse(text: &str) -> Option<Self> {
-        let mut parts = split(text, ';').map(str::trim);
-        if !parts.next()?.eq_ignore_ascii_case(NAME) {
+    /// Of bytes and not of text: those that are none of ASCII are in no offer that can be met, and say
+    /// nothing of the others.
+    fn parse(element: &[u8]) -> Option<Self> {
+        let mut parts = split(element, b';');
+        if !parts.next()?.eq_ignore_ascii_case(NAME.as_bytes()) {
             return None;
         }
         let mut offer = Self::default();
         for parameter in parts {
-            let (name, value) = match parameter.split_once('=') {
-                Some((name, value)) => (name.trim_end(), Some(unquote(value.trim_start())?)),
-                None => (parameter, None),
+            let mut name_and_value = parameter.splitn(2, |byte| *byte == b'=');
+            let name = name_and_value.next()?.trim_ascii_end().to_ascii_lowercase();
+            let value = match name_and_value.next() {
+                Some(value) => Some(unquote(value.trim_ascii_start())?),
+                None => None,
             };
-            let is_new = match (name.to_ascii_lowercase().as_str(), value) {
-                ("server_no_context_takeover", None) => {
+            let is_new = match (&name[..], value) {
+                (b"server_no_context_takeover", None) => {
                     !std::mem::replace(&mut offer.server_no_context_takeover, true)
                 }
-                ("client_no_context_takeover", None) => {
+                (b"client_no_context_takeover", None) => {
                     !std::mem::replace(&mut offer.client_no_context_takeover, true)
                 }
-                ("server_max_window_bits", Some(value)) => {
-                    offer.server_max_window_bits.replace(WindowBits::parse(value)?).is_none()
+                (b"server_max_window_bits", Some(value)) => {
+                    offer.server_max_window_bits.replace(WindowBits::parse(&value)?).is_none()
                 }
-                ("client_max_window_bits", value) => {
+                (b"client_max_window_bits", value) => {
                     let bits = match value {
-                        Some(value) => Some(WindowBits::parse(value)?),
+                        Some(value) => Some(WindowBits::parse(&value)?),
                         None => None,
                     };
                     offer.client_max_window_bits.replace(bits).is_none()
@@ -196,26 +201,36 @@ impl Offer {
     }
 }
 
-/// The parts of `text` between those `separator`s that are not inside quotes.
-fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
+/// The parts of `text` between those `separator`s that are not inside quotes, without the blanks around
+/// them.
+fn split(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
     let (mut is_quoted, mut is_escaped) = (false, false);
-    text.split(move |letter| {
-        match letter {
+    let parts = text.split(move |byte| {
+        match byte {
             _ if is_escaped => is_escaped = false,
-            '\\' if is_quoted => is_escaped = true,
-            '"' => is_quoted = !is_quoted,
-            _ => return letter == separator && !is_quoted,
+            b'\\' if is_quoted => is_escaped = true,
+            b'"' => is_quoted = !is_quoted,
+            _ => return *byte == separator && !is_quoted,
         }
         false
-    })
+    });
+    parts.map(<[u8]>::trim_ascii)
 }
 
-/// The value of a parameter, which may stand in quotes (RFC 6455 section 9.1). None of those that we
-/// know needs an escape, so one that has any is malformed.
-fn unquote(value: &str) -> Option<&str> {
-    match value.strip_prefix('"') {
-        Some(quoted) => quoted.strip_suffix('"').filter(|value| !value.contains(['"', '\\'])),
-        None => Some(value),
+/// The value of a parameter, which may stand in quotes: then it is what is left without them and the
+/// backslashes of escapes (RFC 6455 section 9.1). `None` where the quotes are not around all of it.
+fn unquote(value: &[u8]) -> Option<Vec<u8>> {
+    let Some(quoted) = value.strip_prefix(b"\"") else {
+        return Some(value.to_vec());
+    };
+    let mut unquoted = Vec::new();
+    let mut bytes = quoted.iter();
+    loop {
+        match bytes.next()? {
+            b'"' => return bytes.as_slice().is_empty().then_some(unquoted),
+            b'\\' => unquoted.push(*bytes.next()?),
+            byte => unquoted.push(*byte),
+        }
     }
 }
 
@@ -232,7 +247,9 @@ mod tests {
     fn answer(offers: &[&str], readiness: Readiness) -> Option<String> {
         let mut headers = HeaderMap::new();
         for offer in offers {
-            headers.append(SEC_WEBSOCKET_EXTENSIONS, HeaderValue::from_str(offer).unwrap());
+            // Unlike `from_str` this takes what is not ASCII.
+            let value = HeaderValue::from_bytes(offer.as_bytes()).unwrap();
+            headers.append(SEC_WEBSOCKET_EXTENSIONS, value);
         }
         negotiate(&headers, readiness).map(|agreement| agreement.to_string())
     }
@@ -349,7 +366,13 @@ mod tests {
             "server_max_window_bits=+9",
             "server_max_window_bits=9.0",
             "server_max_window_bits=\"9",
-            "server_max_window_bits=\"\\9\"",
+            "server_max_window_bits=\"9\\\"",
+            "server_max_window_bits=\"9\\\\\"",
+            "server_max_window_bits=\"9\"0",
+            "server_max_window_bits=\\9",
+            "server_max_window_bits=\"\"",
+            "server_max_window_bits=\"\\09\"",
+            "server_no_context_takeover=\"\"",
             "server_max_window_bits=9; server_max_window_bits=9",
             "client_max_window_bits=",
             "client_max_window_bits=7",
@@ -374,6 +397,44 @@ mod tests {
             shared(" permessage-deflate ;\tserver_max_window_bits = \"10\" , x"),
             no_takeover("; server_max_window_bits=10")
         );
+    }
+
+    #[test]
+    fn escape_in_quotes_means_what_is_escaped() {
+        for value in ["\"1\\0\"", "\"\\1\\0\"", "\"\\10\""] {
+            let offer = format!("permessage-deflate; server_max_window_bits={value}");
+            assert_eq!(shared(&offer), no_takeover("; server_max_window_bits=10"), "{offer}");
+        }
+        // A quote or a separator that is escaped ends nothing.
+        assert_eq!(
+            shared(r#"x; y="\", permessage-deflate; \"", permessage-deflate"#),
+            no_takeover("")
+        );
+    }
+
+    #[test]
+    fn byte_that_is_not_ascii_declines_its_own_offer_and_not_those_beside_it() {
+        for other in [
+            "\u{e4}",
+            "permessage-deflate; \u{e4}",
+            "x; y=\"\u{e4}, \"",
+            "permessage-deflate\u{a0}",
+        ] {
+            assert_eq!(shared(other), None, "{other}");
+            for offers in
+                [format!("{other}, permessage-deflate"), format!("permessage-deflate, {other}")]
+            {
+                assert_eq!(shared(&offers), no_takeover(""), "{offers}");
+            }
+        }
+    }
+
+    #[test]
+    fn empty_elements_are_no_offers_however_many_they_are() {
+        let commas = ", ,\t,".repeat(1_000);
+        assert_eq!(shared(&format!("{commas}permessage-deflate{commas}")), no_takeover(""));
+        assert_eq!(answer(&["", ",", "", NAME], Readiness::NoTakeover), no_takeover(""));
+        assert_eq!(shared(&commas), None);
     }
 
     #[test]

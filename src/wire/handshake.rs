@@ -43,6 +43,15 @@ pub enum HandshakeError {
     /// 400.
     #[error("an opening handshake has no body")]
     Body,
+    /// 400.
+    #[error(
+        "this is a WebSocket endpoint: over HTTP/2 a connection is opened with CONNECT and \
+         `:protocol` websocket (RFC 8441)"
+    )]
+    ExtendedConnect,
+    /// 501.
+    #[error("the only `:protocol` that is spoken here is websocket")]
+    Protocol,
 }
 
 /// Checks everything that section 4.2.1 asks of a request, and that it has no body: the bytes behind
@@ -58,15 +67,13 @@ pub fn check(method: &Method, version: Version, headers: &HeaderMap) -> Result<(
     if version < Version::HTTP_11 {
         return Err(HandshakeError::HttpVersion);
     }
-    if !lists_token(headers, UPGRADE, "websocket") {
+    if !is_upgrade(headers) {
         return Err(HandshakeError::Upgrade);
     }
     if !lists_token(headers, CONNECTION, "upgrade") {
         return Err(HandshakeError::Connection);
     }
-    if !single(headers, HOST).is_some_and(is_host) {
-        return Err(HandshakeError::Host);
-    }
+    check_host(headers)?;
     match single(headers, SEC_WEBSOCKET_VERSION) {
         Some(b"13") => {}
         _ => return Err(HandshakeError::ProtocolVersion),
@@ -80,6 +87,50 @@ pub fn check(method: &Method, version: Version, headers: &HeaderMap) -> Result<(
         return Err(HandshakeError::Body);
     }
     Ok(())
+}
+
+/// Checks everything that RFC 8441 section 5 asks of a request over HTTP/2: there the method and
+/// `protocol` (the pseudo-header `:protocol`) do what `Upgrade` and `Connection` do in HTTP/1.1, and
+/// there is no `Sec-WebSocket-Key`.
+///
+/// # Errors
+///
+/// The first thing that is wrong, in the order in which a person would mend it.
+pub fn check_http2(
+    method: &Method,
+    protocol: Option<&str>,
+    headers: &HeaderMap,
+) -> Result<(), HandshakeError> {
+    if method == Method::GET {
+        return Err(HandshakeError::ExtendedConnect);
+    }
+    if method != Method::CONNECT {
+        return Err(HandshakeError::Method);
+    }
+    match protocol {
+        None => return Err(HandshakeError::ExtendedConnect),
+        Some("websocket") => {}
+        Some(_) => return Err(HandshakeError::Protocol),
+    }
+    match single(headers, SEC_WEBSOCKET_VERSION) {
+        Some(b"13") => Ok(()),
+        _ => Err(HandshakeError::ProtocolVersion),
+    }
+}
+
+/// Whether a request asks for a WebSocket, well or not.
+pub fn is_upgrade(headers: &HeaderMap) -> bool {
+    lists_token(headers, UPGRADE, "websocket")
+}
+
+/// Checks the one thing that is asked of every request, also of one for a page: to which host it goes
+/// (RFC 9112 section 3.2).
+///
+/// # Errors
+///
+/// There is no such header, or more than one, or it cannot be one.
+pub fn check_host(headers: &HeaderMap) -> Result<(), HandshakeError> {
+    if single(headers, HOST).is_some_and(is_host) { Ok(()) } else { Err(HandshakeError::Host) }
 }
 
 /// Whether one of the comma-separated values of `name` is `token`, in any case.
@@ -151,6 +202,31 @@ mod tests {
     #[test]
     fn example_of_the_rfc_passes() {
         assert_eq!(verdict(&[]), Ok(()));
+    }
+
+    #[test]
+    fn over_http2_the_method_and_the_protocol_make_the_handshake() {
+        let headers = request(&[
+            ("upgrade", None),
+            ("connection", None),
+            ("host", None),
+            ("sec-websocket-key", None),
+        ]);
+        let verdict = |method, protocol| check_http2(&method, protocol, &headers);
+        assert_eq!(verdict(Method::CONNECT, Some("websocket")), Ok(()));
+        for (method, protocol, error) in [
+            (Method::GET, None, HandshakeError::ExtendedConnect),
+            (Method::CONNECT, None, HandshakeError::ExtendedConnect),
+            (Method::CONNECT, Some("connect-udp"), HandshakeError::Protocol),
+            (Method::POST, None, HandshakeError::Method),
+        ] {
+            assert_eq!(verdict(method, protocol), Err(error));
+        }
+        let unversioned = HeaderMap::new();
+        assert_eq!(
+            check_http2(&Method::CONNECT, Some("websocket"), &unversioned),
+            Err(HandshakeError::ProtocolVersion)
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::*;
@@ -12,24 +12,25 @@ use crate::pubsub::{Batch, ChannelName};
 use crate::telemetry::counters::TEXT;
 
 /// A shard with everything but the task that flushes.
-struct Still {
-    shard: Rc<Shard>,
+pub(super) struct Still {
+    pub(super) shard: Rc<Shard>,
     listener: TcpListener,
+    pub(super) entrance: Entrance,
 }
 
 /// One connection: the shard's side of it and the client's.
-struct Peer {
-    client: Rc<Client>,
-    socket: TcpStream,
+pub(super) struct Peer<S = TcpStream> {
+    pub(super) client: Rc<Client>,
+    pub(super) socket: S,
 }
 
 /// A data message with its channel and number, as long as it is asked to be.
-fn text(label: &str, length: usize) -> Bytes {
+pub(super) fn text(label: &str, length: usize) -> Bytes {
     frame::encode(Opcode::Text, format!("{label:.<length$}").as_bytes())
 }
 
 impl Still {
-    async fn new(change: impl FnOnce(&mut Settings)) -> Self {
+    pub(super) async fn new(change: impl FnOnce(&mut Settings)) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut settings = settings();
         change(&mut settings);
@@ -45,7 +46,7 @@ impl Still {
             Arc::new(Loads::new(1, 10_000)),
             counters,
         );
-        Self { shard: Rc::new(shard), listener }
+        Self { shard: Rc::new(shard), listener, entrance: Entrance::default() }
     }
 
     async fn connect(&self, path: &str) -> Peer {
@@ -54,17 +55,39 @@ impl Still {
 
     /// A connection of which the kernel takes about `bytes` when the client does not read.
     async fn connect_with_buffers(&self, path: &str, bytes: u32) -> Peer {
+        let socket = self.begin_with_buffers(bytes).await;
+        self.upgrade(socket, path).await
+    }
+
+    /// The client's side of a socket that is served.
+    pub(super) async fn begin_with_buffers(&self, bytes: u32) -> TcpStream {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(bytes).unwrap();
-        let mut socket = socket.connect(self.listener.local_addr().unwrap()).await.unwrap();
+        let socket = socket.connect(self.listener.local_addr().unwrap()).await.unwrap();
         let (accepted, _) = self.listener.accept().await.unwrap();
         socket2::SockRef::from(&accepted).set_send_buffer_size(bytes as usize).unwrap();
         assert!(self.shard.loads.try_enter());
         self.shard.loads.place(self.shard.id);
-        handshake::begin(&self.shard, accepted, Instant::now(), None);
+        handshake::begin(&self.shard, accepted, self.entrance.clone(), Instant::now(), None);
+        socket
+    }
+
+    /// The connection that comes of a handshake over `socket`.
+    pub(super) async fn upgrade<S>(&self, socket: S, path: &str) -> Peer<S>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        self.upgrade_with(socket, path, "").await
+    }
+
+    /// As [`Still::upgrade`], with these headers besides, each with its end.
+    pub(super) async fn upgrade_with<S>(&self, mut socket: S, path: &str, headers: &str) -> Peer<S>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: shard\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{headers}\r\n"
         );
         socket.write_all(request.as_bytes()).await.unwrap();
         let mut head = Vec::new();
@@ -77,7 +100,7 @@ impl Still {
     }
 
     /// Publishes as the API does.
-    fn publish(&self, channel: &str, frame: Bytes) {
+    pub(super) fn publish(&self, channel: &str, frame: Bytes) {
         let batch = Arc::new(Batch::single(frame, Instant::now()));
         let (name, hub) = (ChannelName::new(channel).unwrap(), self.shard.hub.borrow());
         self.shard.started_turn().publish_batch(name, self.shard.id, &hub, batch);
@@ -98,22 +121,24 @@ impl Still {
     }
 }
 
-impl Peer {
+impl<S: AsyncRead + Unpin> Peer<S> {
     /// Demands that exactly these frames arrive, one behind the other.
-    async fn expect(&mut self, frames: &[&Bytes]) {
+    pub(super) async fn expect(&mut self, frames: &[&Bytes]) {
         let expected: Vec<u8> = frames.iter().flat_map(|frame| frame.to_vec()).collect();
         let mut got = vec![0; expected.len()];
         self.socket.read_exact(&mut got).await.unwrap();
         assert!(got == expected, "{:?}", String::from_utf8_lossy(&got));
     }
+}
 
+impl Peer {
     fn expect_nothing_more(&self) {
         let nothing = self.socket.try_read(&mut [0]);
         assert_eq!(nothing.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     }
 }
 
-fn run(test: impl AsyncFnOnce()) {
+pub(super) fn run(test: impl AsyncFnOnce()) {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     let test = async { tokio::time::timeout(PATIENCE, test()).await.expect("it does not end") };
     runtime.unwrap().block_on(test);
@@ -197,12 +222,13 @@ fn publisher_that_wants_none_of_its_own_hears_all_its_channels_else() {
         let mut other = still.connect("/channels/b?also=a").await;
         let [own, others, b] = ["own", "others", "b"].map(|label| text(label, 9));
         let (shard, now) = (&still.shard, Instant::now());
-        shard.publish(&quiet.client, false, Frame::Borrowed(&own), now);
+        let grant = quiet.client.publish_grant.get().expect("everybody may publish");
+        shard.publish(&quiet.client, grant, false, Frame::Borrowed(&own), now);
         assert_eq!(shard.flush_turn(), 1, "nothing is left of it for the publisher");
         other.expect(&[&own]).await;
 
-        shard.publish(&quiet.client, false, Frame::Borrowed(&own), now);
-        shard.publish(&other.client, true, Frame::Borrowed(&b), now);
+        shard.publish(&quiet.client, grant, false, Frame::Borrowed(&own), now);
+        shard.publish(&other.client, grant, true, Frame::Borrowed(&b), now);
         still.publish("a", others.clone());
         assert_eq!(shard.flush_turn(), 2);
         quiet.expect(&[&others, &b]).await;

@@ -154,6 +154,17 @@ fn message_of_exactly_the_limit_passes_and_one_byte_more_does_not() {
 }
 
 #[test]
+fn limit_that_is_lowered_below_what_has_arrived_of_a_message_ends_it_with_the_next_byte() {
+    let mut decoder = Decoder::default();
+    let mut input = client_frame(false, 2, &[7; LIMIT]);
+    let decoded = decoder.decode(&mut input, rules(LIMIT)).unwrap();
+    assert_eq!((decoded.consumed, decoded.event), (input.len(), None));
+    let mut more = client_frame(false, 0, b"x");
+    let refused = decoder.decode(&mut more, rules(LIMIT / 2)).unwrap_err();
+    assert_eq!(refused, ProtocolError::MessageTooBig);
+}
+
+#[test]
 fn limit_holds_over_all_fragments() {
     let mut input = client_frame(false, 2, &[7; LIMIT - 1]);
     input.extend(client_frame(true, 0, &[7; 1]));

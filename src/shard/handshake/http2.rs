@@ -1,0 +1,289 @@
+//! One HTTP/2 connection, on which each extended CONNECT opens a WebSocket of its own (RFC 8441).
+//!
+//! hyper reads and writes the frames of HTTP/2, [`answer`](super::answer) judges each request as it does
+//! those of HTTP/1.1, and each stream that was answered with 200 becomes a connection like any other, with
+//! a slot, a driver and a count of its own. The socket keeps the slot of its handshake for as long as it
+//! is there, so it counts as a connection too.
+//!
+//! Nothing that a client sends makes room without a bound: see the constants.
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Instant;
+
+use http::{Method, Request, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{Interest, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::shard::Shard;
+use crate::shard::drain::Stage;
+use crate::shard::handshake::answer::{Accepted, Answer, Outcome, Refusal, Upgrade, answer};
+use crate::shard::handshake::check_in::CheckIn;
+use crate::shard::handshake::opening::{Opening, open};
+use crate::shard::handshake::proxied::Role;
+use crate::shard::handshake::{Handshake, MAX_HEAD_BYTES, Reservation, caught, in_time, reserve};
+use crate::shard::stream::Stream;
+use crate::shard::stream::http2::Http2;
+use crate::telemetry::counters::{HTTP_2, Rejection};
+
+/// WebSockets on one connection at a time; a client that wants more opens another connection. A page has
+/// a few.
+const MAX_STREAMS: u32 = 100;
+
+/// What a client may send on one stream before it is read, as the kernel's buffer for a socket.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+
+/// The windows of all streams together, so that one which is not read for a while, such as that of a
+/// publisher to a congested channel, holds up no other.
+const CONNECTION_WINDOW_BYTES: u32 = MAX_STREAMS * STREAM_WINDOW_BYTES;
+
+/// Bytes of one stream that hyper holds for a client that does not take them. The outbound queue is before
+/// it.
+const MAX_SEND_BYTES: usize = 64 * 1024;
+
+/// Requests that the client took back before they were looked at. More in a row is the attack called rapid
+/// reset (CVE-2023-44487), and ends the connection.
+const MAX_PENDING_RESETS: usize = 20;
+
+/// Streams that were reset for what the client did wrong on them, such as a body without room. More ends
+/// the connection (RUSTSEC-2024-0003).
+const MAX_ERROR_RESETS: usize = 100;
+
+/// How an HTTP/2 connection begins (RFC 9113 section 3.4), as far as no request of HTTP/1 does.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0";
+
+/// The version that the first bytes on a plain socket speak of. They stay unread.
+pub(super) async fn first_version(socket: &TcpStream) -> Version {
+    let is_http2 = poll_fn(|cx| {
+        loop {
+            let mut bytes = [0; PREFACE.len()];
+            let mut read_buf = ReadBuf::new(&mut bytes);
+            let peeked = ready!(socket.poll_peek(cx, &mut read_buf));
+            let seen = read_buf.filled();
+            if !matches!(peeked, Ok(1..)) || !PREFACE.starts_with(seen) {
+                return Poll::Ready(false);
+            }
+            if seen.len() == PREFACE.len() {
+                return Poll::Ready(true);
+            }
+            // The next look has to wait for more than what is there.
+            let nothing = || Err::<(), _>(std::io::ErrorKind::WouldBlock.into());
+            _ = socket.try_io(Interest::READABLE, nothing);
+        }
+    });
+    if is_http2.await { Version::HTTP_2 } else { Version::HTTP_11 }
+}
+
+/// What the streams of one connection share.
+struct Connection {
+    shard: Rc<Shard>,
+    /// The socket's.
+    handshake: Rc<Handshake>,
+    /// A request has come since somebody looked.
+    was_used: Cell<bool>,
+    /// Each stream holds one, too.
+    streams: Arc<()>,
+    /// Streams that were answered with 200 in this very turn.
+    answered: RefCell<Vec<Answered>>,
+}
+
+/// A stream whose answer is with hyper.
+struct Answered {
+    reserved: Reservation,
+    accepted: Accepted,
+    began_at: Instant,
+    token: Arc<()>,
+}
+
+impl Connection {
+    /// A trusted proxy is at the other end, which says in each request for whom it speaks.
+    fn is_of_proxy(&self) -> bool {
+        self.handshake.remote.get().is_some_and(|remote| remote.role == Role::Proxy)
+    }
+
+    fn has_streams(&self) -> bool {
+        Arc::strong_count(&self.streams) > 1
+    }
+
+    /// Judges one request.
+    async fn answer(&self, mut request: Request<Incoming>) -> Answer {
+        self.was_used.set(true);
+        match self.judge(&mut request).await {
+            Ok(response) => response,
+            Err((reason, response)) => {
+                self.shard.counters.connections_rejected[reason as usize].increment();
+                response
+            }
+        }
+    }
+
+    async fn judge(&self, request: &mut Request<Incoming>) -> Result<Answer, (Rejection, Answer)> {
+        let (shard, began_at) = (&self.shard, Instant::now());
+        let refused = |refusal: Refusal| (refusal.reason(), refusal.response());
+        let is_refused = self.handshake.refusal.is_some()
+            || matches!(&*self.handshake.check_in.borrow(), CheckIn::Refused { .. });
+        if request.method() != Method::CONNECT || is_refused {
+            // No connection comes of it, also where the next request is somebody else's.
+            let outcome = answer(shard, &self.handshake, request).await;
+            if self.is_of_proxy() {
+                self.handshake.check_in.replace(CheckIn::Later);
+            }
+            return match outcome {
+                Ok(Outcome::Page(page)) => Ok(self.count_page(page)),
+                Ok(Outcome::Connection(..)) => Err(refused(Refusal::Full)),
+                Err(refusal) => Err(refused(refusal)),
+            };
+        }
+        if !shard.loads.try_enter_at(shard.id) {
+            return Err(refused(Refusal::Full));
+        }
+        let Some(reserved) = reserve(shard, began_at, None) else {
+            return Err(refused(Refusal::Full));
+        };
+        let token = Arc::clone(&self.streams);
+        let handshake = Rc::clone(&reserved.handshake);
+        // Each stream has to come in too: it is a connection of its own.
+        handshake.remote.set(self.handshake.remote.get());
+        let judged = pin!(answer(shard, &handshake, request));
+        match in_time(&handshake, judged).await {
+            Some(Ok(Outcome::Page(page))) => Ok(self.count_page(page)),
+            Some(Ok(Outcome::Connection(response, accepted))) => {
+                let answered = Answered { reserved, accepted, began_at, token };
+                self.answered.borrow_mut().push(answered);
+                Ok(response)
+            }
+            Some(Err(refusal)) => Err(refused(refusal)),
+            None => {
+                let mut response = Answer::default();
+                *response.status_mut() = StatusCode::REQUEST_TIMEOUT;
+                Err((Rejection::Timeout, response))
+            }
+        }
+    }
+
+    fn count_page(&self, page: Answer) -> Answer {
+        self.shard.counters.console_requests.increment();
+        page
+    }
+
+    /// Makes connections of the streams whose answer is on its way. The socket's task, which writes that,
+    /// has not run since: what is published from now on is heard, and nothing before.
+    fn open_answered(&self) {
+        for answered in self.answered.take() {
+            let Answered { mut reserved, accepted, began_at, token } = answered;
+            let Accepted { upgrade, target, coding, subscriptions, identity } = accepted;
+            let Upgrade::Http2(mut upgrade) = upgrade else { continue };
+            let upgraded = Pin::new(&mut upgrade).poll(&mut Context::from_waker(Waker::noop()));
+            let Poll::Ready(Ok(upgraded)) = upgraded else {
+                // The client has taken it back.
+                let reason = Rejection::Disconnected as usize;
+                self.shard.counters.connections_rejected[reason].increment();
+                continue;
+            };
+            reserved.is_kept = true;
+            self.shard.counters.handshakes[HTTP_2].increment();
+            self.shard.counters.handshake_duration.record(began_at.elapsed());
+            let opening = Opening {
+                id: reserved.handshake.id,
+                check_in: reserved.handshake.check_in.take(),
+                socket: Stream::Http2(Box::new(Http2::new(upgraded, token))),
+                early: bytes::Bytes::new(),
+                target,
+                coding,
+                subscriptions,
+                identity,
+            };
+            open(&self.shard, opening);
+        }
+    }
+}
+
+/// Runs the tasks of hyper's streams on this shard.
+#[derive(Clone)]
+struct Tasks(Rc<Connection>);
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Tasks {
+    fn execute(&self, stream: F) {
+        let connection = Rc::clone(&self.0);
+        tokio::task::spawn_local(async move {
+            let id = connection.handshake.id;
+            caught(Rc::clone(&connection.shard), id, stream).await;
+            connection.open_answered();
+        });
+    }
+}
+
+/// Serves `socket` until its client goes, or has had no WebSocket on it for too long, or a drain has
+/// closed them all.
+pub(super) async fn serve(reserved: Reservation, socket: Stream, accepted_at: Instant) {
+    let (shard, handshake) = (Rc::clone(&reserved.shard), Rc::clone(&reserved.handshake));
+    let connection = Rc::new(Connection {
+        shard: Rc::clone(&shard),
+        handshake: Rc::clone(&handshake),
+        was_used: Cell::new(false),
+        streams: Arc::new(()),
+        answered: RefCell::default(),
+    });
+    let service = service_fn(|request| {
+        let connection = Rc::clone(&connection);
+        async move { Ok::<_, Infallible>(connection.answer(request).await) }
+    });
+    let http = hyper::server::conn::http2::Builder::new(Tasks(Rc::clone(&connection)))
+        .enable_connect_protocol()
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD_BYTES as u32)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(MAX_SEND_BYTES)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(MAX_ERROR_RESETS)
+        .serve_connection(TokioIo::new(socket), service);
+    let mut http = pin!(http);
+    let mut had_requests = false;
+    let mut is_leaving = false;
+    let ended = poll_fn(|cx| {
+        let polled = http.as_mut().poll(cx).map(|_| ());
+        had_requests |= connection.was_used.get();
+        if polled.is_ready() {
+            return polled;
+        }
+        // GOAWAY: whoever is told no or is drained has nothing more to do here.
+        let is_unwanted =
+            shard.stage.get() != Stage::Serving || handshake.refusal.is_some() && had_requests;
+        let mut leaves = is_unwanted && !connection.has_streams() && !is_leaving;
+        if handshake.poll_expired(cx).is_ready() {
+            let now = shard.now();
+            if is_leaving {
+                return Poll::Ready(());
+            }
+            if connection.has_streams() || connection.was_used.take() {
+                handshake.renew(now + shard.settings().idle_timeout, &shard);
+                _ = handshake.poll_expired(cx);
+            } else {
+                leaves = true;
+            }
+        }
+        if leaves {
+            is_leaving = true;
+            handshake.renew(shard.now() + shard.settings().close_timeout, &shard);
+            _ = handshake.poll_expired(cx);
+            http.as_mut().graceful_shutdown();
+            return http.as_mut().poll(cx).map(|_| ());
+        }
+        Poll::Pending
+    });
+    ended.await;
+    if !had_requests {
+        let is_late = accepted_at.elapsed() >= shard.settings().handshake_timeout;
+        let reason = if is_late { Rejection::Timeout } else { Rejection::Disconnected };
+        shard.counters.connections_rejected[reason as usize].increment();
+    }
+}
