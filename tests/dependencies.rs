@@ -7,7 +7,7 @@ use serde_json::Value;
 
 /// Licences under which a part of our binary may be used. A crate may offer others beside one of
 /// these.
-const ALLOWED: [&str; 9] = [
+const ALLOWED: [&str; 10] = [
     "MIT",
     "Apache-2.0",
     "BSD-2-Clause",
@@ -17,6 +17,7 @@ const ALLOWED: [&str; 9] = [
     "0BSD",
     "Unlicense",
     "Unicode-3.0",
+    "BSL-1.0",
 ];
 
 /// Whether an SPDX expression can be met with [`ALLOWED`] alone.

@@ -55,8 +55,28 @@ fn seeds_of_the_extensions_hold_its_property() {
 }
 
 #[test]
+fn seeds_of_the_proxy_protocol_hold_its_property() {
+    replay("proxy_protocol", properties::proxy_protocol);
+}
+
+#[test]
+fn random_bytes_hold_the_property_of_the_proxy_protocol() {
+    random_bytes(150, properties::proxy_protocol);
+}
+
+#[test]
 fn seeds_of_the_inflate_hold_its_property() {
     replay("inflate", properties::inflate);
+}
+
+#[test]
+fn seeds_of_the_token_hold_its_property() {
+    replay("token", properties::token);
+}
+
+#[test]
+fn random_bytes_hold_the_property_of_the_token() {
+    random_bytes(300, properties::token);
 }
 
 #[test]

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """What a run of the Autobahn|Testsuite found, as a page of Markdown.
 
-    summary.py REPORT VERSION
+    summary.py REPORT VERSION COMPRESSION
 
-REPORT is the folder that the suite has written; VERSION is what was tried.
+REPORT is the folder that the suite has written; VERSION is what was tried, with which --compression.
 """
 
 import collections
@@ -35,7 +35,7 @@ def outcome(result):
 
 
 def main():
-    report, version = pathlib.Path(sys.argv[1]), sys.argv[2]
+    report, version, compression = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     index = json.loads((report / "index.json").read_text())
     results = next(iter(index.values()))
     groups = collections.defaultdict(collections.Counter)
@@ -49,9 +49,11 @@ def main():
 
     print("# Conformance")
     print()
-    print("What the Autobahn|Testsuite 25.10.1 says of `" + version + "` with two shards.")
+    print(f"What the Autobahn|Testsuite 25.10.1 says of `{version}` with two shards and")
+    print(f"`--compression {compression}`.")
     print("Made by `SUMMARY=docs/CONFORMANCE.md tests/conformance/run all`; the tests run 1 to 10")
-    print("and a spread of 12 and 13. A case counts as OK where both its messages and its end are.")
+    print("and a spread of 12 and 13, and another one with `--compression dedicated`. A case counts")
+    print("as OK where both its messages and its end are.")
     print()
     print("| group | what | cases | OK |" + "".join(f" {found} |" for found in outcomes))
     print("|---|---|---|---|" + "---|" * len(outcomes))

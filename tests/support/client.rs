@@ -5,11 +5,12 @@ use std::pin::Pin;
 
 use bytes::Bytes;
 use fastwebsockets::handshake;
-use fastwebsockets::{FragmentCollector, Frame, OpCode, Payload};
+use fastwebsockets::{FragmentCollector, Frame, OpCode, Payload, Role, WebSocket};
 use http::Request;
 use http_body_util::Empty;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
@@ -46,22 +47,38 @@ impl hyper::rt::Executor<Pin<Box<dyn Future<Output = ()> + Send>>> for Spawn {
 
 impl Client {
     pub(crate) async fn connect(address: SocketAddr, path: &str) -> Self {
+        let connecting = async {
+            let socket = TcpStream::connect(address).await?;
+            socket.set_nodelay(true)?;
+            std::io::Result::Ok(socket)
+        };
+        let socket = within("a socket", connecting).await.expect("the gateway listens");
+        Self::connect_over(socket, &address.to_string(), path).await
+    }
+
+    /// Over a socket that is connected to `host`.
+    pub(crate) async fn connect_over<S>(socket: S, host: &str, path: &str) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let request = Request::builder()
             .uri(path)
-            .header("host", address.to_string())
+            .header("host", host)
             .header("upgrade", "websocket")
             .header("connection", "upgrade")
             .header("sec-websocket-key", handshake::generate_key())
             .header("sec-websocket-version", "13")
             .body(Empty::<Bytes>::new())
             .expect("tests ask for good paths");
-        let connecting = async {
-            let socket = TcpStream::connect(address).await?;
-            socket.set_nodelay(true)?;
-            handshake::client(&Spawn, request, socket).await
-        };
+        let connecting = handshake::client(&Spawn, request, socket);
         let (socket, response) = within("the end of a handshake", connecting).await.expect(path);
         let id = response.headers()["x-connection-id"].to_str().expect("a UUID").to_owned();
+        Self { socket: FragmentCollector::new(socket), id }
+    }
+
+    /// Over a stream of HTTP/2 that was answered.
+    pub(crate) fn from_upgraded(upgraded: Upgraded, id: String) -> Self {
+        let socket = WebSocket::after_handshake(TokioIo::new(upgraded), Role::Client);
         Self { socket: FragmentCollector::new(socket), id }
     }
 
@@ -110,7 +127,10 @@ impl Client {
     }
 
     async fn send_frame(&mut self, frame: Frame<'_>) {
-        let sent = within("a message to be sent", self.socket.write_frame(frame)).await;
+        // tokio's budget would make a socket look full, and tokio-rustls would then keep what it has
+        // taken until the next message.
+        let sending = tokio::task::unconstrained(self.socket.write_frame(frame));
+        let sent = within("a message to be sent", sending).await;
         sent.expect("the gateway listens");
     }
 

@@ -2,11 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use http::Method;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
@@ -20,6 +19,7 @@ use crate::support::admin::{self, Answer, Requests};
 use crate::support::client::Client;
 use crate::support::freeze::Frozen;
 use crate::support::metrics::Metrics;
+use crate::support::place::Place;
 use crate::support::raw::RawClient;
 use crate::support::until;
 
@@ -27,48 +27,84 @@ use crate::support::until;
 pub(crate) struct Gateway {
     process: Child,
     /// Holds its port file and its log.
-    folder: PathBuf,
+    folder: Place,
     /// Where clients connect.
     pub(crate) listen: SocketAddr,
     /// Where operators and backends connect.
     pub(crate) admin_listen: SocketAddr,
+    /// Its port file.
+    pub(crate) ports: String,
 }
 
 impl Gateway {
     /// Starts `wsgate serve` with these flags and waits until it serves.
     pub(crate) async fn start(flags: &[&str]) -> Self {
-        Self::start_by(Command::new(env!("CARGO_BIN_EXE_wsgate")), flags).await
+        Self::start_binary(env!("CARGO_BIN_EXE_wsgate"), flags).await
+    }
+
+    /// The same with another build of it.
+    pub(crate) async fn start_binary(binary: &str, flags: &[&str]) -> Self {
+        Self::start_by(quiet(binary), flags).await
+    }
+
+    /// The same with these variables in its environment, where nothing else is.
+    pub(crate) async fn start_with_variables(variables: &[(&str, &str)], flags: &[&str]) -> Self {
+        let mut command = quiet(env!("CARGO_BIN_EXE_wsgate"));
+        command.envs(variables.iter().copied());
+        Self::start_by(command, flags).await
+    }
+
+    /// Starts it with these listening sockets, as a service manager does: for clients, and for
+    /// operators.
+    pub(crate) async fn start_with_sockets(
+        listen: &TcpListener,
+        admin_listen: &TcpListener,
+        flags: &[&str],
+    ) -> Self {
+        let mut shell = quiet("sh");
+        let script = "exec 3<&0 4<&1 </dev/null >/dev/null; export LISTEN_PID=$$ LISTEN_FDS=2 \
+                      LISTEN_FDNAMES=listen:admin; exec \"$0\" \"$@\"";
+        shell.args(["-c", script, env!("CARGO_BIN_EXE_wsgate")]);
+        let passed = |socket: &TcpListener| {
+            OwnedFd::from(socket.try_clone().expect("there are descriptors left"))
+        };
+        shell.stdin(passed(listen)).stdout(passed(admin_listen));
+        Self::start_by(shell, flags).await
+    }
+
+    /// Starts it where another one was.
+    pub(crate) async fn start_at(listen: &str, flags: &[&str]) -> Self {
+        let command = Command::new(env!("CARGO_BIN_EXE_wsgate"));
+        Self::start_listening(command, listen, flags).await
     }
 
     /// Starts it where a process may have `open_files` descriptors, and no more.
     pub(crate) async fn start_with_open_files(open_files: u32, flags: &[&str]) -> Self {
-        let mut shell = Command::new("sh");
+        let mut shell = quiet("sh");
         let script = format!("ulimit -n {open_files}; exec \"$0\" \"$@\"");
         shell.args(["-c", &script, env!("CARGO_BIN_EXE_wsgate")]);
         Self::start_by(shell, flags).await
     }
 
-    async fn start_by(mut command: Command, flags: &[&str]) -> Self {
-        static STARTED: AtomicU32 = AtomicU32::new(0);
-        let number = STARTED.fetch_add(1, Ordering::Relaxed);
-        let name = format!("gateway-{}-{number}", std::process::id());
-        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
-        fs::create_dir_all(&folder).expect("the directory for tests can be written to");
+    async fn start_by(command: Command, flags: &[&str]) -> Self {
+        Self::start_listening(command, "127.0.0.1:0", flags).await
+    }
+
+    async fn start_listening(mut command: Command, listen: &str, flags: &[&str]) -> Self {
+        let folder = Place::folder("gateway");
         let log = File::create(folder.join("log")).expect("the folder is ours");
         let port_file = folder.join("ports");
         command
             .arg("serve")
-            .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+            .args(["--listen", listen, "--admin-listen", "127.0.0.1:0"])
             .arg("--port-file")
             .arg(&port_file)
             .args(flags)
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
             .stderr(log);
         let process = command.spawn().expect("wsgate starts");
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut gateway = Self { process, folder, listen: unknown, admin_listen: unknown };
+        let (listen, admin_listen) = (unknown, unknown);
+        let mut gateway = Self { process, folder, listen, admin_listen, ports: String::new() };
         let ports = until("the port file", async || {
             let ended = gateway.process.try_wait().expect("it is our child");
             assert_eq!(ended, None, "the gateway ended instead of serving");
@@ -80,6 +116,7 @@ impl Gateway {
             line.expect("the port file names both listeners").parse().expect("an address")
         };
         (gateway.listen, gateway.admin_listen) = (address("listen"), address("admin_listen"));
+        gateway.ports = ports;
         gateway
     }
 
@@ -196,6 +233,36 @@ impl Gateway {
         assert!(result.is_ok(), "waited in vain for {what}; it is {last}");
     }
 
+    /// Waits until it has no more descriptors, connections and memory than at a scrape from `before`, but
+    /// for memory that is allocated once. Asks on a connection that was there then.
+    pub(crate) async fn until_back_at(&self, before: &Metrics, requests: &mut Requests) {
+        const ONCE_BYTES: f64 = 4.0 * 1024.0 * 1024.0;
+        let allowed = [
+            ("process_open_fds", 0.0),
+            ("wsgate_connections", 0.0),
+            ("process_resident_memory_bytes", ONCE_BYTES),
+        ];
+        let mut grown = [f64::NAN; 3];
+        let is_back = async || {
+            let now = requests.scrape().await;
+            grown = allowed.map(|(name, _)| now.sum(name, &[]) - before.sum(name, &[]));
+            let is_within = |(grown, (_, most)): (&f64, &(_, f64))| grown <= most;
+            grown.iter().zip(&allowed).all(is_within).then_some(())
+        };
+        let result =
+            tokio::time::timeout(crate::support::PATIENCE, until("all to be back", is_back)).await;
+        let names = allowed.map(|(name, _)| name);
+        println!("{names:?} have grown by {grown:?}");
+        assert!(result.is_ok(), "{names:?} have grown by {grown:?}");
+    }
+
+    /// Waits until the sum of all series of `name` is more than `least`.
+    pub(crate) async fn until_metric_above(&self, name: &str, least: f64) {
+        let what = format!("more than {least} of {name}");
+        let seen = async || (self.metrics().await.sum(name, &[]) > least).then_some(());
+        until(&what, seen).await;
+    }
+
     /// Has one shard stand still. Its sockets, its mailbox and the other threads go on without it.
     pub(crate) fn freeze(&self, shard: usize) -> Frozen<'_> {
         Frozen::thread(self, self.process.id(), &format!("shard-{shard}"))
@@ -254,6 +321,13 @@ impl Gateway {
     }
 }
 
+/// A command with an empty environment that reads and writes nothing.
+fn quiet(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().stdin(Stdio::null()).stdout(Stdio::null());
+    command
+}
+
 /// The first channel `{prefix}-{number}` whose home is shard `home` of `shards`.
 pub(crate) fn channel_with_home(prefix: &str, home: usize, shards: u16) -> String {
     let (mut seats, _) = memory::connect(shards, Bounds { entries: 1, bytes: 1 });
@@ -281,6 +355,5 @@ impl Drop for Gateway {
         if std::thread::panicking() {
             eprintln!("---- the gateway's log ----\n{}", self.log());
         }
-        _ = fs::remove_dir_all(&self.folder);
     }
 }

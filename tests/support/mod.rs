@@ -3,17 +3,18 @@
 //! - [`gateway`]: one running gateway, its admin port, its log and its end.
 //! - [`admin`]: requests to the admin port.
 //! - [`freeze`]: one of its threads standing still.
+//! - [`place`]: where a test keeps its files and sockets.
 //! - [`metrics`]: a scrape, parsed as strictly as the format allows.
 //! - [`client`]: a WebSocket client that is not our own code.
 //! - [`raw`]: a TCP client that writes the bytes it is given, and reads what comes.
 //! - [`deflate`]: the same with permessage-deflate.
 //! - [`sequence`]: messages that tell their publisher and number.
+//! - [`tls`]: certificates made for a test, and clients that speak TLS.
+//! - [`transport`]: the ways to a gateway, so that one test can take them all.
 //! - [`siege`]: what must hold while a gateway is attacked, and afterwards.
 //!
 //! Nothing here sleeps until something has surely happened: a test looks at the thing itself, with
 //! [`until`], or waits for it, with [`within`], and fails after [`PATIENCE`].
-
-#![allow(dead_code, reason = "each test file is a crate of its own and uses a part of this")]
 
 pub(crate) mod admin;
 pub(crate) mod client;
@@ -21,9 +22,12 @@ pub(crate) mod deflate;
 pub(crate) mod freeze;
 pub(crate) mod gateway;
 pub(crate) mod metrics;
+pub(crate) mod place;
 pub(crate) mod raw;
 pub(crate) mod sequence;
 pub(crate) mod siege;
+pub(crate) mod tls;
+pub(crate) mod transport;
 
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,6 @@
 //! A TCP client that writes the bytes it is given, and takes apart what comes.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use socket2::{SockFilter, SockRef};
@@ -122,6 +122,13 @@ pub(crate) struct FrameReader {
 impl RawClient {
     pub(crate) async fn connect(address: SocketAddr) -> Self {
         Self::new(TcpStream::connect(address).await.expect("the gateway listens"))
+    }
+
+    /// A client at this address of the loopback network.
+    pub(crate) async fn connect_from(source: IpAddr, address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().expect("there are descriptors left");
+        socket.bind((source, 0).into()).expect("all of 127.0.0.0/8 is ours");
+        Self::new(socket.connect(address).await.expect("the gateway listens"))
     }
 
     /// A client whose kernel keeps little for it when it does not read.

@@ -3,11 +3,12 @@
 // A gateway that runs, and clients of npm's ws that talk to it.
 //
 // - startGateway: `wsgate serve` on free ports of the loopback address.
+// - makeToken: what `wsgate token make` makes.
 // - Gateway: its addresses, its clients and its end.
 // - Client: a ws whose messages are read one after the other.
 
 const assert = require('node:assert/strict');
-const { spawn } = require('node:child_process');
+const { execFileSync, spawn } = require('node:child_process');
 const { once } = require('node:events');
 const fs = require('node:fs');
 const os = require('node:os');
@@ -30,27 +31,28 @@ async function until(condition, what) {
   }
 }
 
-/** `flags` are added to those that every gateway here is started with. To be stopped by its user. */
+/**
+ * `flags` are added to those that every gateway here is started with, or replace them. To be stopped by
+ * its user.
+ */
 async function startGateway(...flags) {
   const directory = fs.mkdtempSync(path.join(process.env.TEST_DIRECTORY || os.tmpdir(), 'node-'));
   const portFile = path.join(directory, 'ports');
   const log = fs.openSync(path.join(directory, 'gateway.log'), 'w');
   // What the developer has set for a gateway of their own is not meant for this one.
   const environment = Object.entries(process.env).filter(([name]) => !name.startsWith('WSGATE_'));
-  const child = spawn(
-    BINARY,
-    [
-      'serve',
-      '--listen=127.0.0.1:0',
-      '--admin-listen=127.0.0.1:0',
-      `--port-file=${portFile}`,
-      '--shards=2',
-      '--drain-grace=0s',
-      '--drain-duration=0s',
-      ...flags,
-    ],
-    { stdio: ['ignore', log, log], env: Object.fromEntries(environment) },
-  );
+  const defaults = [
+    '--listen=127.0.0.1:0',
+    '--admin-listen=127.0.0.1:0',
+    `--port-file=${portFile}`,
+    '--shards=2',
+    '--drain-grace=0s',
+    '--drain-duration=0s',
+  ].filter((flag) => !flags.some((other) => other.split('=')[0] === flag.split('=')[0]));
+  const child = spawn(BINARY, ['serve', ...defaults, ...flags], {
+    stdio: ['ignore', log, log],
+    env: Object.fromEntries(environment),
+  });
   fs.closeSync(log);
   const gateway = new Gateway(child, directory);
   try {
@@ -67,6 +69,12 @@ async function startGateway(...flags) {
   gateway.address = ports.listen;
   gateway.adminAddress = ports.admin_listen;
   return gateway;
+}
+
+/** A token of `wsgate token make`, for who has `secret`. */
+function makeToken(secret, ...flags) {
+  const environment = { ...process.env, WSGATE_TOKEN_HMAC_SECRET: secret };
+  return execFileSync(BINARY, ['token', 'make', ...flags], { env: environment, encoding: 'utf8' }).trim();
 }
 
 class Gateway {
@@ -185,4 +193,4 @@ async function refusal(url, options = {}) {
   };
 }
 
-module.exports = { DEADLINE_MS, refusal, startGateway, until };
+module.exports = { DEADLINE_MS, makeToken, refusal, startGateway, until };

@@ -89,12 +89,14 @@ class Gateway:
     """`wsgate serve` on free ports of the loopback address.
 
     Settings are named like the flags: `max_message_bytes="1KiB"`. It drains without any delay
-    unless it is told to take its time.
+    unless it is told to take its time, and takes free ports unless it is told which.
     """
 
     def __init__(self, directory: Path, **settings: object) -> None:
         port_file = directory / "ports"
-        settings = {"drain_grace": "0s", "drain_duration": "0s", "shards": 2} | settings
+        defaults = {"drain_grace": "0s", "drain_duration": "0s", "shards": 2}
+        free = {"listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0"}
+        settings = defaults | free | settings
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
         self._log_path = directory / "gateway.log"
         # What the developer has set for a gateway of their own is not meant for this one.
@@ -106,8 +108,6 @@ class Gateway:
                 [
                     binary(),
                     "serve",
-                    "--listen=127.0.0.1:0",
-                    "--admin-listen=127.0.0.1:0",
                     f"--port-file={port_file}",
                     *flags,
                 ],

@@ -1,11 +1,16 @@
 //! Calls of the API.
 
+use std::time::Duration;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use humantime::{format_duration as show_duration, parse_duration};
 use serde_json::{Value, json};
 use wsgate::api::error::ApiError;
 use wsgate::api::request::{Call, MAX_BROADCAST_CHANNELS, Rules};
+use wsgate::auth::identity::UnixSeconds;
 use wsgate::pubsub::{ChannelName, ChannelNameError, GatewayId};
+use wsgate::shard::orders::{Renewal, Whose};
 use wsgate::wire::close::{CloseCode, MAX_REASON_BYTES};
 use wsgate::wire::frame;
 use wsgate::wire::header::Opcode;
@@ -73,7 +78,10 @@ fn assert_asks(call: &Call, parameters: &Value) {
             assert_holds(frame, parameters);
         }
         Call::Send { connection: _, frame } => assert_holds(frame, parameters),
-        Call::Disconnect { connection: _, code, reason } => {
+        Call::Disconnect { whose, except, code, reason } => {
+            assert_means(whose, parameters);
+            let listed = parameters["whitelist"].as_array().map_or(0, Vec::len);
+            assert!(except.len() <= listed, "those of other gateways are left out");
             let place = parameters.get("disconnect").filter(|inner| !inner.is_null());
             let place = place.unwrap_or(parameters);
             let said = place["code"].as_u64().unwrap_or(CloseCode::NORMAL.as_u16().into());
@@ -81,12 +89,44 @@ fn assert_asks(call: &Call, parameters: &Value) {
             assert_eq!(place["reason"].as_str().unwrap_or_default(), reason);
             assert!(reason.len() <= MAX_REASON_BYTES);
         }
+        Call::Refresh { whose, renewal } => {
+            assert_means(whose, parameters);
+            match renewal {
+                Renewal::Token(token) => assert_eq!(parameters["token"], **token),
+                Renewal::ExpireAt(UnixSeconds(seconds)) => {
+                    assert_eq!(parameters["expire_at"].as_u64(), Some(*seconds));
+                }
+                Renewal::Expired => assert_eq!(parameters["expired"], true),
+            }
+        }
         Call::Channels { pattern } => {
             let said = parameters["pattern"].as_str().filter(|pattern| !pattern.is_empty());
             assert_eq!(pattern.as_ref().map(|pattern| pattern.glob().glob()), said);
         }
-        Call::Info => {}
+        Call::Connection { connection: _ } | Call::Info => {}
+        Call::Drain { grace, duration } => {
+            for (name, asked) in [("grace", grace), ("duration", duration)] {
+                let said = parameters[name].as_str().map(|said| parse_duration(said).expect(said));
+                assert_eq!(*asked, said);
+            }
+        }
+        Call::Shed { percent, duration } => {
+            assert!(*percent > 0.0 && *percent <= 100.0);
+            assert_eq!(parameters["percent"].as_f64(), Some(*percent));
+            let said = parameters["duration"].as_str().expect("it is needed");
+            assert_eq!(*duration, parse_duration(said).expect(said));
+        }
     }
+}
+
+/// The user is the one that the JSON names; a connection is read by a test of its own.
+fn assert_means(whose: &Whose, parameters: &Value) {
+    let user = match whose {
+        Whose::User(user) => Some(user),
+        Whose::Connection { user, .. } => user.as_ref(),
+    };
+    let said = parameters["user"].as_str().filter(|user| !user.is_empty());
+    assert_eq!(user.map(|user| user.as_str()), said);
 }
 
 /// `frame` is one whole server frame with the message that the JSON says.
@@ -128,16 +168,50 @@ fn say(call: &Call, rules: &Rules) -> (&'static str, Value) {
             let connection = connection.to_uuid(rules.gateway);
             ("send", with(json!({ "connection": connection }), frame))
         }
-        Call::Disconnect { connection, code, reason } => {
-            let connection = connection.to_uuid(rules.gateway);
-            let body = json!({ "client": connection, "code": code.as_u16(), "reason": reason });
+        Call::Disconnect { whose, except, code, reason } => {
+            let except: Vec<_> = except.iter().map(|id| id.to_uuid(rules.gateway)).collect();
+            let mut body = meant(whose, rules);
+            body["disconnect"] = json!({ "code": code.as_u16(), "reason": reason });
+            body["whitelist"] = json!(except);
             ("disconnect", body)
+        }
+        Call::Refresh { whose, renewal } => {
+            let mut body = meant(whose, rules);
+            match renewal {
+                Renewal::Token(token) => body["token"] = json!(**token),
+                Renewal::ExpireAt(UnixSeconds(seconds)) => body["expire_at"] = json!(seconds),
+                Renewal::Expired => body["expired"] = json!(true),
+            }
+            ("refresh", body)
+        }
+        Call::Connection { connection } => {
+            ("connection", json!({ "connection": connection.to_uuid(rules.gateway) }))
         }
         Call::Channels { pattern: None } => ("channels", json!({})),
         Call::Channels { pattern: Some(pattern) } => {
             ("channels", json!({ "pattern": pattern.glob().glob() }))
         }
         Call::Info => ("info", json!({})),
+        Call::Drain { grace, duration } => {
+            let shown =
+                |asked: &Option<Duration>| asked.map(|asked| show_duration(asked).to_string());
+            ("drain", json!({ "grace": shown(grace), "duration": shown(duration) }))
+        }
+        Call::Shed { percent, duration } => {
+            let duration = show_duration(*duration).to_string();
+            ("shed", json!({ "percent": percent, "duration": duration }))
+        }
+    }
+}
+
+/// The connections of `whose`, as Centrifugo names them.
+fn meant(whose: &Whose, rules: &Rules) -> Value {
+    match whose {
+        Whose::User(user) => json!({ "user": user.as_str() }),
+        Whose::Connection { connection, user } => {
+            let user = user.as_ref().map_or("", |user| user.as_str());
+            json!({ "client": connection.to_uuid(rules.gateway), "user": user })
+        }
     }
 }
 

@@ -52,13 +52,16 @@ fn assert_channels(target: &Target) {
 
 /// A path and query that mean `target`, with every byte of a channel name percent-encoded.
 fn spell(target: &Target) -> (String, String) {
-    let hello = target.hello;
+    let (hello, control) = (target.hello, target.control);
     match &target.endpoint {
-        Endpoint::Echo => ("/echo".to_owned(), format!("hello={hello}")),
+        Endpoint::Echo => ("/echo".to_owned(), format!("hello={hello}&control={control}")),
         Endpoint::Channel { name, own } => {
             let also: String =
                 target.also.iter().map(|name| format!("&also={}", encoded(name))).collect();
-            (format!("/channels/{}", encoded(name)), format!("hello={hello}&own={own}{also}"))
+            (
+                format!("/channels/{}", encoded(name)),
+                format!("hello={hello}&control={control}&own={own}{also}"),
+            )
         }
     }
 }

@@ -15,7 +15,7 @@ const MAX_OFFERS: usize = 16;
 /// line each.
 ///
 /// An answer is one that RFC 7692 section 7.1 allows for an offer that was made, and says what the
-/// agreement holds. Where the headers follow the grammar, the offer is the first that can be met, and
+/// agreement holds. As long as it is clear where offers end, the offer is the first that can be met, and
 /// there is no answer only where none can.
 pub fn extensions(data: &[u8]) {
     let mut input = Input::new(data);
@@ -32,27 +32,26 @@ pub fn extensions(data: &[u8]) {
     }
     let agreement = negotiate(&headers, readiness);
     let answer = agreement.map(|agreement| agreement.to_string());
-    let answered = answer.as_deref().map(|answer| parse(answer).expect("a list of one extension"));
+    let answered = answer.as_deref().map(|answer| match parse(answer.as_bytes()).as_deref() {
+        Some([Some(extension)]) => Parameters::of(extension).expect("known parameters, each once"),
+        other => panic!("one extension: {other:?}"),
+    });
     if let (Some(agreement), Some(answered)) = (agreement, &answered) {
-        let [answered] = &answered[..] else {
-            panic!("one answer: {answered:?}");
-        };
-        let answered = Parameters::of(answered).expect("known parameters, each once");
-        assert_says(&answered, &agreement, readiness);
+        assert_says(answered, &agreement, readiness);
     }
-    let texts: Vec<&str> = values.iter().filter_map(|value| value.to_str().ok()).collect();
-    let commas: usize = texts.iter().map(|text| text.matches(',').count()).sum();
-    let offers: Option<Vec<_>> = texts.iter().map(|text| parse(text)).collect();
-    let Some(offers) = offers.filter(|_| commas + texts.len() <= MAX_OFFERS) else {
-        assert!(answer.is_none() || texts.concat().to_ascii_lowercase().contains(NAME));
+    let offers: Option<Vec<_>> = values.iter().map(|value| parse(value.as_bytes())).collect();
+    let Some(offers) = offers else {
+        let all = values.iter().flat_map(HeaderValue::as_bytes).copied().collect::<Vec<u8>>();
+        let all = String::from_utf8_lossy(&all).to_ascii_lowercase();
+        assert!(answer.is_none() || all.contains(NAME));
         return;
     };
     // Whatever is asked for in one that is well-formed can be met.
-    let offer = offers.into_iter().flatten().find_map(|offer| Parameters::of(&offer));
+    let offers = offers.into_iter().flatten().take(MAX_OFFERS).flatten();
+    let offer = offers.into_iter().find_map(|offer| Parameters::of(&offer));
     match (offer, answered, agreement) {
         (None, None, None) => {}
         (Some(offer), Some(answered), Some(agreement)) => {
-            let answered = Parameters::of(&answered[0]).expect("it was one above");
             assert_allowed(&offer, &answered, &agreement);
         }
         (offer, ..) => panic!("answered {answer:?} to {offer:?}"),
@@ -159,62 +158,83 @@ impl Parameters {
     }
 }
 
-/// The grammar of RFC 6455 section 9.1, strictly. `None` for what does not follow it, or follows it
-/// with an escape.
-fn parse(text: &str) -> Option<Vec<Extension>> {
+/// The elements of a list after the grammar of RFC 6455 section 9.1, strictly: `None` for one that does
+/// not follow it, and nothing for one that is empty (RFC 9110 section 5.6.1). `None` for a list of which
+/// nobody can say where such an element ends, since there are quotes in it.
+fn parse(text: &[u8]) -> Option<Vec<Option<Extension>>> {
     let mut rest = text;
-    let mut extensions = Vec::new();
+    let mut elements = Vec::new();
     loop {
         skip_blanks(&mut rest);
-        // RFC 7230 section 7 allows for empty elements.
-        if !rest.is_empty() && !rest.starts_with(',') {
-            let mut extension = Extension { name: take_token(&mut rest)?, parameters: Vec::new() };
-            skip_blanks(&mut rest);
-            while skip(&mut rest, ';') {
-                skip_blanks(&mut rest);
-                let name = take_token(&mut rest)?;
-                skip_blanks(&mut rest);
-                let value = if skip(&mut rest, '=') {
-                    skip_blanks(&mut rest);
-                    let is_quoted = skip(&mut rest, '"');
-                    let value = take_token(&mut rest)?;
-                    if is_quoted && !skip(&mut rest, '"') {
-                        return None;
-                    }
-                    Some(value)
-                } else {
-                    None
-                };
-                extension.parameters.push((name, value));
-                skip_blanks(&mut rest);
+        if !rest.is_empty() && !rest.starts_with(b",") {
+            let start = rest;
+            let extension = take_extension(&mut rest);
+            let is_whole = rest.is_empty() || rest.starts_with(b",");
+            if let Some(extension) = extension.filter(|_| is_whole) {
+                elements.push(Some(extension));
+            } else {
+                let end = start.iter().position(|byte| *byte == b',').unwrap_or(start.len());
+                if start[..end].contains(&b'"') {
+                    return None;
+                }
+                rest = &start[end..];
+                elements.push(None);
             }
-            extensions.push(extension);
         }
-        if rest.is_empty() {
-            return Some(extensions);
-        }
-        if !skip(&mut rest, ',') {
-            return None;
+        if !skip(&mut rest, b',') {
+            return Some(elements);
         }
     }
 }
 
-fn skip(rest: &mut &str, separator: char) -> bool {
-    let behind = rest.strip_prefix(separator);
+/// An extension from the front, and the blanks behind it.
+fn take_extension(rest: &mut &[u8]) -> Option<Extension> {
+    let mut extension = Extension { name: take_token(rest)?, parameters: Vec::new() };
+    skip_blanks(rest);
+    while skip(rest, b';') {
+        skip_blanks(rest);
+        let name = take_token(rest)?;
+        skip_blanks(rest);
+        let value = if skip(rest, b'=') {
+            skip_blanks(rest);
+            Some(if skip(rest, b'"') { take_quoted(rest)? } else { take_token(rest)? })
+        } else {
+            None
+        };
+        extension.parameters.push((name, value));
+        skip_blanks(rest);
+    }
+    Some(extension)
+}
+
+fn skip(rest: &mut &[u8], separator: u8) -> bool {
+    let behind = rest.strip_prefix(&[separator]);
     *rest = behind.unwrap_or(rest);
     behind.is_some()
 }
 
-fn skip_blanks(rest: &mut &str) {
-    *rest = rest.trim_start_matches([' ', '\t']);
+fn skip_blanks(rest: &mut &[u8]) {
+    while skip(rest, b' ') || skip(rest, b'\t') {}
 }
 
-/// A token (RFC 7230 section 3.2.6) from the front.
-fn take_token(rest: &mut &str) -> Option<String> {
-    let is_letter =
-        |letter: char| letter.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(letter);
-    let (token, behind) =
-        rest.split_at(rest.find(|letter| !is_letter(letter)).unwrap_or(rest.len()));
+/// A token (RFC 9110 section 5.6.2) from the front.
+fn take_token(rest: &mut &[u8]) -> Option<String> {
+    let is_in_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    let end = rest.iter().position(|byte| !is_in_token(byte)).unwrap_or(rest.len());
+    let (token, behind) = rest.split_at(end);
     *rest = behind;
-    (!token.is_empty()).then(|| token.to_owned())
+    (!token.is_empty()).then(|| String::from_utf8_lossy(token).into_owned())
+}
+
+/// What a quoted string (RFC 9110 section 5.6.4) means, of which the first quote is taken already. It
+/// need not be a token here: no parameter that is known has a value that is none.
+fn take_quoted(rest: &mut &[u8]) -> Option<String> {
+    let mut meant = Vec::new();
+    while !skip(rest, b'"') {
+        skip(rest, b'\\');
+        let (byte, behind) = rest.split_first()?;
+        meant.push(*byte);
+        *rest = behind;
+    }
+    Some(String::from_utf8_lossy(&meant).into_owned())
 }

@@ -107,6 +107,8 @@ impl Head {
                 !self.values("transfer-encoding").is_empty()
                     || self.values("content-length").iter().any(|length| *length != b"0")
             }
+            // Rules of HTTP/2.
+            HandshakeError::ExtendedConnect | HandshakeError::Protocol => false,
         }
     }
 

@@ -11,6 +11,8 @@
 //! - [`deflate()`]: a message that is deflated and inflated is itself, whoever does the one or the other.
 //! - [`channel_path()`]: a URL is refused or understood, and understood the same when said again.
 //! - [`api_body()`]: the body of a call is refused or understood, as another reading of it says.
+//! - [`token()`]: no token is believed but a signed one, and that for what its JSON says.
+//! - [`proxy_protocol()`]: a PROXY header means the same in pieces, and what the specification says.
 //! - [`outbound_queue()`]: what leaves is whole frames in order, as a plain list of frames says.
 //! - [`hub()`]: who is subscribed is who a plain list of subscriptions says.
 //!
@@ -32,7 +34,9 @@ mod hub;
 mod inflate;
 mod input;
 mod outbound_queue;
+mod proxy_protocol;
 mod reference;
+mod token;
 
 pub use api_body::api_body;
 pub use assembly::assembly;
@@ -44,3 +48,5 @@ pub use handshake::handshake;
 pub use hub::hub;
 pub use inflate::inflate;
 pub use outbound_queue::outbound_queue;
+pub use proxy_protocol::proxy_protocol;
+pub use token::token;

@@ -1,0 +1,173 @@
+//! WebSockets over HTTP/2 (RFC 8441): what is answered, and what bounds a connection with many of them.
+
+use http::StatusCode;
+use http_body_util::BodyExt;
+use tokio::net::TcpStream;
+
+use crate::support::gateway::Gateway;
+use crate::support::raw::RawClient;
+use crate::support::transport::Http2;
+
+/// How a client begins: the preface and empty settings (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
+
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+/// Error codes of RFC 9113 section 7.
+const NO_ERROR: u32 = 0;
+const CANCEL: u32 = 8;
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+/// `:method` GET, `:scheme` https and `:path` / out of HPACK's static table.
+const GET: &[u8] = &[0x82, 0x87, 0x84];
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    let mut frame = length[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// The error code of the last GOAWAY in what the gateway has said until its end.
+fn goaway(mut said: &[u8]) -> Option<u32> {
+    let mut code = None;
+    while let [a, b, c, kind, _, _, _, _, _, rest @ ..] = said {
+        let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
+        let Some(payload) = rest.get(..length) else { break };
+        if *kind == GOAWAY {
+            code = Some(u32::from_be_bytes(payload[4..8].try_into().expect("four bytes")));
+        }
+        said = &rest[length..];
+    }
+    code
+}
+
+async fn start(flags: &[&str]) -> Gateway {
+    Gateway::start(&[&["--shards", "1", "--http2", "all"], flags].concat()).await
+}
+
+async fn connect(gateway: &Gateway) -> Http2 {
+    Http2::over(TcpStream::connect(gateway.listen).await.expect("it listens")).await
+}
+
+#[tokio::test]
+async fn each_request_that_is_no_handshake_is_told_why_and_the_others_go_on() {
+    let gateway = start(&[]).await;
+    let mut http2 = connect(&gateway).await;
+    let mut client = http2.connect("/echo").await;
+    let websocket = Some("websocket");
+    for (path, protocol, headers, status, text) in [
+        ("/echo", None, &[][..], StatusCode::BAD_REQUEST, "opened with CONNECT"),
+        ("/nowhere", None, &[], StatusCode::NOT_FOUND, ""),
+        ("/nowhere", websocket, &[], StatusCode::NOT_FOUND, ""),
+        ("/channels/", websocket, &[], StatusCode::BAD_REQUEST, ""),
+        ("/echo", Some("connect-udp"), &[], StatusCode::NOT_IMPLEMENTED, "websocket"),
+        (
+            "/echo",
+            websocket,
+            &[("origin", "https://evil.example")],
+            StatusCode::FORBIDDEN,
+            "origin",
+        ),
+        (
+            "/echo",
+            websocket,
+            &[("sec-websocket-version", "8")],
+            StatusCode::UPGRADE_REQUIRED,
+            "version 13",
+        ),
+    ] {
+        let answer = http2.ask(path, protocol, headers).await;
+        assert_eq!(answer.status(), status, "{path} {protocol:?} {headers:?}");
+        let body = answer.into_body().collect().await.expect("a body").to_bytes();
+        let body = String::from_utf8_lossy(&body);
+        assert!(body.contains(text), "{body}");
+        client.send_text("still here").await;
+        assert_eq!(client.read_text().await, "still here");
+    }
+    gateway.until_metric("wsgate_connections_rejected_total", &[], 7.0).await;
+    assert_eq!(gateway.metrics().await.sum("wsgate_connections", &[]), 1.0);
+}
+
+#[tokio::test]
+async fn compression_is_negotiated_and_each_websocket_counts() {
+    let gateway = start(&["--max-connections", "3"]).await;
+    let mut http2 = connect(&gateway).await;
+    let offer = [("sec-websocket-extensions", "permessage-deflate")];
+    let deflated = http2.ask("/echo", Some("websocket"), &offer).await;
+    assert_eq!(deflated.status(), StatusCode::OK);
+    let agreed = deflated.headers()["sec-websocket-extensions"].to_str().expect("ASCII");
+    assert!(agreed.starts_with("permessage-deflate"), "{agreed}");
+    assert!(!deflated.headers().contains_key("sec-websocket-accept"));
+    gateway.until_metric("wsgate_compressed_connections", &[], 1.0).await;
+    let second = http2.connect("/echo").await;
+    // The socket is one, and each WebSocket on it.
+    let third = http2.ask("/echo", Some("websocket"), &[]).await;
+    assert_eq!(third.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(third.headers()["retry-after"], "5");
+    drop(second);
+    gateway.until_metric("wsgate_connections", &[], 1.0).await;
+    http2.connect("/echo").await;
+}
+
+#[tokio::test]
+async fn requests_that_are_taken_back_at_once_end_their_connection() {
+    let gateway = start(&[]).await;
+    let mut attacker = RawClient::connect(gateway.listen).await;
+    let mut flood = PREFACE.to_vec();
+    for stream in (1..2_000).step_by(2) {
+        flood.extend(frame(HEADERS, END_STREAM | END_HEADERS, stream, GET));
+        flood.extend(frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes()));
+    }
+    attacker.offer(&flood).await;
+    let said = attacker.reader.read_rest().await;
+    assert_eq!(goaway(&said), Some(ENHANCE_YOUR_CALM), "{} bytes", said.len());
+    connect(&gateway).await.connect("/echo").await;
+}
+
+#[tokio::test]
+async fn headers_without_end_end_their_connection() {
+    let gateway = start(&[]).await;
+    let before = gateway.memory_bytes();
+    let mut attacker = RawClient::connect(gateway.listen).await;
+    attacker.send(PREFACE).await;
+    attacker.offer(&frame(HEADERS, END_STREAM, 1, GET)).await;
+    // A header of 100 bytes that is not to be remembered, over and over.
+    let header = [&[0x00, 1, b'x', 100][..], &[b'y'; 100]].concat();
+    for _ in 0..200 {
+        attacker.offer(&frame(CONTINUATION, 0, 1, &header.repeat(150))).await;
+    }
+    let said = attacker.reader.read_rest().await;
+    assert!(goaway(&said).is_none_or(|code| code != NO_ERROR), "it ended for nothing");
+    let grown = gateway.memory_bytes().saturating_sub(before);
+    assert!(grown < 2 << 20, "{grown} bytes for headers");
+    connect(&gateway).await.connect("/echo").await;
+}
+
+#[tokio::test]
+async fn connection_without_a_websocket_is_let_go_with_goaway() {
+    let gateway = start(&["--handshake-timeout", "300ms", "--idle-timeout", "400ms"]).await;
+    let rejected = "wsgate_connections_rejected_total";
+    let mut silent = RawClient::connect(gateway.listen).await;
+    silent.send(PREFACE).await;
+    assert_eq!(goaway(&silent.reader.read_rest().await), Some(NO_ERROR));
+    gateway.until_metric(rejected, &[("reason", "timeout")], 1.0).await;
+    // Half of a preface is no more than half of a request.
+    let mut half = RawClient::connect(gateway.listen).await;
+    half.send(&PREFACE[..7]).await;
+    half.reader.read_rest().await;
+    gateway.until_metric(rejected, &[("reason", "timeout")], 2.0).await;
+
+    let mut used = RawClient::connect(gateway.listen).await;
+    used.send(PREFACE).await;
+    used.send(&frame(HEADERS, END_STREAM | END_HEADERS, 1, GET)).await;
+    assert_eq!(goaway(&used.reader.read_rest().await), Some(NO_ERROR));
+}
