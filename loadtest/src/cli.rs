@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::client::tls::Trust;
 use crate::compare::{self, Compare};
 use crate::engine::plan::Api;
 use crate::floor;
@@ -79,9 +80,15 @@ pub(crate) struct One<S: Args> {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Server")]
 pub(crate) struct At {
-    /// The server
+    /// The server, at ws:// or, with --ca or --insecure, at wss://
     #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:8080")]
     pub(crate) url: String,
+    /// PEM file with the certificates by which a server at wss:// is believed
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// Believe whoever answers at wss://
+    #[arg(long, conflicts_with = "ca")]
+    pub(crate) insecure: bool,
     /// Path of the echo; {connection} stands for a number of each connection's own
     #[arg(long, value_name = "PATH", default_value = "/echo")]
     pub(crate) echo_path: String,
@@ -108,7 +115,13 @@ pub(crate) struct At {
 impl At {
     pub(crate) fn place(&self) -> Result<Place, Failure> {
         let usage = |error: &dyn std::fmt::Display| Failure::Usage(error.to_string());
-        let mut target = Target::new(&self.url).map_err(|error| usage(&error))?;
+        let trust = match (&self.ca, self.insecure) {
+            (Some(path), _) => Some(Trust::Authorities(path)),
+            (None, true) => Some(Trust::Anybody),
+            (None, false) => None,
+        };
+        let target = Target::with_trust(&self.url, trust);
+        let mut target = target.map_err(|error| usage(&error))?;
         target.dialect = self.dialect;
         target.echo_path.clone_from(&self.echo_path);
         target.channel_path.clone_from(&self.channel_path);

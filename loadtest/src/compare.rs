@@ -15,6 +15,7 @@ use toml::Table;
 
 use crate::cli::{Failure, Output, write};
 use crate::client::deflate::Compression;
+use crate::client::tls::Trust;
 use crate::engine::plan::Api;
 use crate::peers::{self, Peer, Running, ServerCompression, StartOptions};
 use crate::report::model::{Comparison, Contestant, Measure, Ratio, Report};
@@ -58,7 +59,7 @@ pub(crate) struct Compare {
 #[command(next_help_heading = "Turns")]
 struct Turns {
     /// The servers, see loadtest peers list; wsgate:2 is the gateway with two shards, and wsgate+shared
-    /// (or off, dedicated) compresses so and has clients that offer it
+    /// (or off, dedicated) compresses so and has clients that offer it, and wsgate+tls is the gateway over TLS
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "wsgate,floor")]
     with: Vec<Spec>,
     /// How often each has its turn
@@ -90,29 +91,42 @@ struct Turns {
 const TURNS: [&str; 7] =
     ["with", "rounds", "gateway", "gateway-argument", "heartbeat", "group", "column"];
 
-/// A server with its number of shards, and how it compresses where its clients offer it.
+/// A server with its number of shards, how it compresses where its clients offer it, and whether they
+/// come over TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Spec {
     peer: Peer,
     shards: usize,
     compression: Option<ServerCompression>,
+    is_tls: bool,
 }
 
 impl FromStr for Spec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (text, compression) = match text.split_once('+') {
-            Some((text, compression)) => (text, Some(compression.parse()?)),
-            None => (text, None),
-        };
+        let mut words = text.split('+');
+        let text = words.next().unwrap_or_default();
+        let (mut compression, mut is_tls) = (None, false);
+        for word in words {
+            match word {
+                "tls" => is_tls = true,
+                word => {
+                    let parsed = word.parse().map_err(|error| format!("{error}, nor tls"));
+                    compression = Some(parsed?);
+                }
+            }
+        }
         let (name, shards) = text.split_once(':').unwrap_or((text, "1"));
         let shards = shards.parse().map_err(|_| format!("\"{shards}\" is no number of shards"))?;
         let peer: Peer = name.parse().map_err(|error: peers::UnknownPeer| error.to_string())?;
         if compression.is_some() && !peer.can_compress() {
             return Err(format!("{peer} is not set up to compress here"));
         }
-        Ok(Self { peer, shards, compression })
+        if is_tls && peer != Peer::Gateway {
+            return Err(format!("{peer} is not set up for TLS here"));
+        }
+        Ok(Self { peer, shards, compression, is_tls })
     }
 }
 
@@ -127,7 +141,8 @@ impl std::fmt::Display for Spec {
             None => Ok(()),
             Some(ServerCompression::Off) => f.write_str(", compression off"),
             Some(compression) => write!(f, ", {} compression", compression.name()),
-        }
+        }?;
+        if self.is_tls { f.write_str(", TLS") } else { Ok(()) }
     }
 }
 
@@ -324,6 +339,7 @@ fn turn(
                 gateway: turns.gateway.clone(),
                 shards: spec.shards,
                 compression: spec.compression,
+                is_tls: spec.is_tls,
                 gateway_arguments: turns.gateway_argument.clone(),
                 heartbeat: turns.heartbeat,
             };
@@ -340,8 +356,10 @@ fn turn(
 }
 
 fn place(server: &Running) -> Result<Place, String> {
-    let url = format!("ws://{}", server.address);
-    let mut target = Target::new(&url).map_err(|error| error.to_string())?;
+    let trust = server.certificate.as_deref().map(Trust::Authorities);
+    let scheme = if trust.is_some() { "wss" } else { "ws" };
+    let target = Target::with_trust(&format!("{scheme}://{}", server.address), trust);
+    let mut target = target.map_err(|error| error.to_string())?;
     target.dialect = server.dialect;
     server.echo_path.clone_into(&mut target.echo_path);
     server.channel_path.clone_into(&mut target.channel_path);
@@ -465,7 +483,8 @@ mod tests {
     #[test]
     fn contestants_are_named_with_their_shards_and_compression() {
         let spec: Spec = "wsgate:2".parse().unwrap();
-        assert_eq!(spec, Spec { peer: Peer::Gateway, shards: 2, compression: None });
+        let plain = Spec { peer: Peer::Gateway, shards: 2, compression: None, is_tls: false };
+        assert_eq!(spec, plain);
         assert_eq!(spec.to_string(), "wsgate, 2 shards");
         let spec: Spec = "wsgate:2+shared".parse().unwrap();
         assert_eq!(spec.compression, Some(ServerCompression::Shared));
@@ -473,7 +492,12 @@ mod tests {
         let off = "wsgate+off".parse::<Spec>().unwrap().to_string();
         assert_eq!(off, "wsgate, compression off");
         assert!("wsgate+some".parse::<Spec>().is_err());
+        assert!("wsgate+".parse::<Spec>().is_err());
         assert!("floor+shared".parse::<Spec>().is_err());
+        assert_eq!("wsgate+tls".parse::<Spec>().unwrap().to_string(), "wsgate, TLS");
+        let both = "wsgate+shared+tls".parse::<Spec>().unwrap().to_string();
+        assert_eq!(both, "wsgate, shared compression, TLS");
+        assert!("floor+tls".parse::<Spec>().is_err());
         assert_eq!("floor".parse::<Spec>().unwrap().to_string(), "floor");
         assert!("wsgate:many".parse::<Spec>().is_err());
         assert!("unknown".parse::<Spec>().is_err());

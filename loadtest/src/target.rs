@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use crate::client::tls::{Tls, TlsError, Trust};
+
 /// How a server is spoken to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Dialect {
@@ -28,6 +30,8 @@ pub struct Target {
     pub address: SocketAddr,
     /// What the Host header says.
     pub host: String,
+    /// How TLS is spoken to it; `None` where it is not.
+    pub tls: Option<Tls>,
     /// How it is spoken to.
     pub dialect: Dialect,
     /// The path that echoes; `{connection}` stands for a number of each connection's own.
@@ -41,7 +45,7 @@ pub struct Target {
 pub enum UrlError {
     /// Not a URL that this harness understands.
     #[error(
-        "the URL \"{0}\" is not of the form ws://HOST:PORT (paths have flags of their own, TLS is not supported)"
+        "the URL \"{0}\" is not of the form ws://HOST:PORT or wss://HOST:PORT (paths have flags of their own)"
     )]
     Form(String),
     /// The name has no address.
@@ -52,6 +56,17 @@ pub enum UrlError {
         /// What the resolver said.
         error: std::io::Error,
     },
+    /// Over TLS, but nobody said whom to believe.
+    #[error(
+        "the URL is {0}, but whose certificates count is not set: give --ca FILE, such as /etc/ssl/certs/ca-certificates.crt, or --insecure"
+    )]
+    Trust(String),
+    /// Not over TLS, but somebody said whom to believe.
+    #[error("ca and insecure are for TLS, but the URL is {0}: leave them out, or ask for wss://")]
+    Plain(String),
+    /// TLS cannot be spoken to it.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 impl Target {
@@ -61,10 +76,26 @@ impl Target {
     ///
     /// The URL has another form, or its host is not known.
     pub fn new(url: &str) -> Result<Self, UrlError> {
-        let (host, address) = authority(url, "ws://")?;
+        Self::with_trust(url, None)
+    }
+
+    /// A server at `ws://HOST:PORT`, or at `wss://HOST:PORT` with whom to believe there.
+    pub(crate) fn with_trust(url: &str, trust: Option<Trust<'_>>) -> Result<Self, UrlError> {
+        let is_tls = url.starts_with("wss://");
+        let (host, address) = authority(url, if is_tls { "wss://" } else { "ws://" })?;
+        let tls = match (is_tls, trust) {
+            (true, Some(trust)) => {
+                let port = format!(":{}", address.port());
+                Some(Tls::new(host.strip_suffix(&port).unwrap_or(&host), trust)?)
+            }
+            (true, None) => return Err(UrlError::Trust(url.to_owned())),
+            (false, Some(_)) => return Err(UrlError::Plain(url.to_owned())),
+            (false, None) => None,
+        };
         Ok(Self {
             address,
             host,
+            tls,
             dialect: Dialect::WebSocket,
             echo_path: "/echo".to_owned(),
             channel_path: "/channels/{channel}".to_owned(),
@@ -73,7 +104,8 @@ impl Target {
 
     /// For a person.
     pub fn url(&self) -> String {
-        format!("ws://{}", self.host)
+        let scheme = if self.tls.is_some() { "wss" } else { "ws" };
+        format!("{scheme}://{}", self.host)
     }
 
     /// The path of connection `number`'s echo.
@@ -104,7 +136,8 @@ pub(crate) fn authority(url: &str, scheme: &str) -> Result<(String, SocketAddr),
     if let Ok(address) = SocketAddr::from_str(&host) {
         return Ok((host, address));
     }
-    let with_port = if host.contains(':') { host.clone() } else { format!("{host}:80") };
+    let port = if scheme == "wss://" { 443 } else { 80 };
+    let with_port = if host.contains(':') { host.clone() } else { format!("{host}:{port}") };
     let addresses = with_port
         .to_socket_addrs()
         .map_err(|error| UrlError::Resolve { url: url.to_owned(), error })?;
@@ -125,9 +158,21 @@ mod tests {
         assert_eq!(target.address, "127.0.0.1:8080".parse().unwrap());
         assert_eq!(target.url(), "ws://127.0.0.1:8080");
         assert_eq!(Target::new("ws://localhost:9000").unwrap().address.port(), 9000);
-        assert!(matches!(Target::new("wss://localhost"), Err(UrlError::Form(_))));
+        assert!(matches!(Target::new("http://localhost"), Err(UrlError::Form(_))));
         assert!(matches!(Target::new("localhost:80"), Err(UrlError::Form(_))));
         assert!(matches!(Target::new("ws://localhost:80/echo"), Err(UrlError::Form(_))));
+    }
+
+    #[test]
+    fn tls_is_spoken_where_the_url_says_so_and_somebody_is_believed() {
+        let target = Target::with_trust("wss://127.0.0.1", Some(Trust::Anybody)).unwrap();
+        assert_eq!((target.address.port(), target.tls.is_some()), (443, true));
+        assert_eq!(target.url(), "wss://127.0.0.1");
+        let with_port = Target::with_trust("wss://localhost:9", Some(Trust::Anybody)).unwrap();
+        assert_eq!(with_port.address.port(), 9);
+        assert!(matches!(Target::new("wss://127.0.0.1"), Err(UrlError::Trust(_))));
+        let plain = Target::with_trust("ws://127.0.0.1", Some(Trust::Anybody));
+        assert!(matches!(plain, Err(UrlError::Plain(_))));
     }
 
     #[test]

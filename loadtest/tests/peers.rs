@@ -32,6 +32,7 @@ fn main() {
         gateway: std::env::var_os("GATEWAY_BINARY").map(PathBuf::from).unwrap_or_default(),
         shards: 1,
         compression: None,
+        is_tls: false,
         gateway_arguments: Vec::new(),
         heartbeat: None,
     };

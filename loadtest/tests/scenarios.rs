@@ -4,9 +4,12 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flate2::{Compress, Compression, FlushCompress};
+use rustls::pki_types::PrivateKeyDer;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::Value;
 
 /// A server that this test has started, ended with it.
@@ -59,8 +62,11 @@ fn loadtest(words: &str, more: &[&str]) -> Output {
 
 /// Runs a scenario and returns its report; it has to end with this status.
 fn report(words: &str, address: SocketAddr, status: i32) -> Value {
-    let url = format!("ws://{address}");
-    let output = loadtest(words, &["--quiet", "--json", "-", "--url", &url]);
+    report_at(words, &format!("ws://{address}"), status)
+}
+
+fn report_at(words: &str, url: &str, status: i32) -> Value {
+    let output = loadtest(words, &["--quiet", "--json", "-", "--url", url]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(status), "{said}");
     let json: Value = serde_json::from_slice(&output.stdout).expect(&said);
@@ -156,6 +162,11 @@ fn wrong_usage_ends_with_status_2_and_says_what_is_wrong() {
         ("echo --size 20 --payload json", "size is 20"),
         ("echo --compression much", "compression"),
         ("compare --with floor+shared echo", "floor"),
+        ("compare --with floor+tls echo", "floor"),
+        ("echo --url wss://127.0.0.1:1", "--ca FILE"),
+        ("echo --url ws://127.0.0.1:1 --insecure", "wss://"),
+        ("echo --url wss://127.0.0.1:1 --ca /nowhere", "ca is /nowhere"),
+        ("soak --url wss://127.0.0.1:1 --insecure", "without TLS"),
         ("soak --gateway wsgate --url ws://127.0.0.1:1", "--url"),
         ("soak --without nonsense", "nonsense"),
         ("fanout --publish-by http", "api is not set"),
@@ -306,7 +317,7 @@ fn one_client(serve: impl FnOnce(TcpStream) + Send + 'static) -> SocketAddr {
 }
 
 /// Reads one masked frame of fewer than 65,536 bytes, and returns its payload without the mask.
-fn read_frame(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+fn read_frame(stream: &mut impl Read) -> std::io::Result<Vec<u8>> {
     let mut head = [0; 2];
     stream.read_exact(&mut head)?;
     let mut length = usize::from(head[1] & 0x7f);
@@ -324,7 +335,7 @@ fn read_frame(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
     Ok(payload)
 }
 
-fn write_frame(stream: &mut TcpStream, payload: &[u8]) -> std::io::Result<()> {
+fn write_frame(stream: &mut impl Write, payload: &[u8]) -> std::io::Result<()> {
     let frame = [&[0x82, payload.len() as u8], payload].concat();
     stream.write_all(&frame)
 }
@@ -529,5 +540,87 @@ fn json_goes_through_echoes_and_channels_of_every_dialect() {
             assert!(report["messages"]["received"].as_u64().unwrap() > 0, "{words}");
             assert_eq!(report["errors"], serde_json::json!({}), "{words}");
         }
+    }
+}
+
+/// A server for any number of clients that echoes over TLS, and answers a Close. Its certificate for
+/// 127.0.0.1, which has signed itself, is in the file.
+fn tls_server() -> (SocketAddr, PathBuf) {
+    let signed = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(signed.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider);
+    let builder = builder.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let config = builder.with_single_cert(vec![signed.cert.der().clone()], key).unwrap();
+    let config = Arc::new(config);
+    let file = temporary("certificate.pem");
+    std::fs::write(&file, signed.cert.pem()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for socket in listener.incoming().flatten() {
+            socket.set_nodelay(true).unwrap();
+            let session = ServerConnection::new(Arc::clone(&config)).unwrap();
+            // Whoever goes without a word, or does not believe the certificate, is gone.
+            std::thread::spawn(move || echo_until_close(&mut StreamOwned::new(session, socket)));
+        }
+    });
+    (address, file)
+}
+
+fn echo_until_close(stream: &mut (impl Read + Write)) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let answer = "HTTP/1.1 101 Switching Protocols\r\n\
+                  Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+    stream.write_all(answer.as_bytes())?;
+    loop {
+        let payload = read_frame(stream)?;
+        if payload == 1000u16.to_be_bytes() {
+            return stream.write_all(&[0x88, 2, payload[0], payload[1]]);
+        }
+        write_frame(stream, &payload)?;
+    }
+}
+
+#[test]
+fn clients_echo_and_idle_and_come_and_go_over_tls() {
+    let (address, certificate) = tls_server();
+    let ca = certificate.to_str().unwrap();
+    let url = format!("wss://{address}");
+    for (words, trust) in [
+        ("echo --connections 7 --size 64 --in-flight 16", format!("--ca {ca}")),
+        ("echo --connections 3 --size 125 --in-flight 1", "--insecure".to_owned()),
+        ("echo --connections 3 --size 100 --rate 200", format!("--ca {ca}")),
+        ("idle --connections 10", format!("--ca {ca}")),
+        ("churn --connections 5 --messages 3", format!("--ca {ca}")),
+    ] {
+        let words = format!("{words} {trust} --duration 300ms --warmup 50ms --threads 2");
+        let report = report_at(&words, &url, 0);
+        assert_eq!(report["errors"], serde_json::json!({}), "{words}");
+        assert_eq!(report["target"], url, "{words}");
+        if !words.starts_with("idle") {
+            assert!(report["messages"]["received"].as_u64().unwrap() > 0, "{words}");
+        }
+    }
+    _ = std::fs::remove_file(certificate);
+}
+
+#[test]
+fn server_with_the_certificate_of_another_is_not_spoken_to() {
+    let (address, certificate) = tls_server();
+    let (_, other) = tls_server();
+    let url = format!("wss://{address}");
+    let words = ["--url", &url, "--ca", other.to_str().unwrap()];
+    let output = loadtest("echo --quiet --connections 2", &words);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("TLS: invalid peer certificate"), "{said}");
+    for file in [certificate, other] {
+        _ = std::fs::remove_file(file);
     }
 }

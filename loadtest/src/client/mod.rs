@@ -3,6 +3,7 @@
 //! - [`frame`]: RFC 6455 frames.
 //! - [`deflate`]: permessage-deflate (RFC 7692), offered and read.
 //! - [`nats`]: NATS's protocol, which travels inside of frames.
+//! - [`tls`]: TLS sessions, for `wss://`.
 //! - [`http`]: the opening handshake, and publishing by HTTP.
 //! - [`payload`]: what messages are made of.
 //! - [`stamp`]: what a measured message says about itself.
@@ -13,3 +14,4 @@ pub(crate) mod http;
 pub(crate) mod nats;
 pub(crate) mod payload;
 pub(crate) mod stamp;
+pub(crate) mod tls;

@@ -10,6 +10,7 @@ use crate::client::http;
 use crate::client::nats::{self, Line};
 use crate::client::payload::Payload;
 use crate::client::stamp::Stamp;
+use crate::client::tls::Session;
 use crate::engine::plan::{Plan, Role};
 use crate::target::Dialect;
 
@@ -35,6 +36,8 @@ pub(crate) struct Connection {
     pub(crate) role: Role,
     pub(crate) state: State,
     pub(crate) socket: Option<TcpStream>,
+    /// Between the socket and all else, where the server is spoken to over TLS.
+    pub(crate) tls: Option<Box<Session>>,
     /// When it was to be opened, in nanoseconds of the run.
     pub(crate) dial_due: u64,
     /// When that began.
@@ -43,7 +46,7 @@ pub(crate) struct Connection {
     pub(crate) not_before: u64,
     /// The beginning of something that is not whole.
     pub(crate) kept: Vec<u8>,
-    /// What the socket did not take.
+    /// What the socket did not take; over TLS, of records.
     pub(crate) unsent: Vec<u8>,
     /// Whether epoll was told that it waits for the socket to take more.
     pub(crate) wants_write: bool,
@@ -111,6 +114,7 @@ impl Fault {
             Self::Io(error) => match error.kind() {
                 ErrorKind::ConnectionRefused => "connection refused".to_owned(),
                 ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => "connection reset".to_owned(),
+                ErrorKind::InvalidData => format!("TLS: {error}"),
                 _ => format!("socket: {error}"),
             },
             Self::Frame(error) => format!("broken frame: {error}"),
@@ -127,6 +131,7 @@ impl Connection {
             role,
             state: State::Away,
             socket: None,
+            tls: None,
             dial_due: 0,
             dial_began: 0,
             not_before: 0,
@@ -154,6 +159,7 @@ impl Connection {
     pub(crate) fn leave(&mut self) {
         self.state = State::Away;
         self.socket = None;
+        self.tls = None;
         self.kept = Vec::new();
         self.unsent = Vec::new();
         self.stream = Vec::new();
@@ -193,6 +199,10 @@ impl Connection {
         let Some(socket) = &mut self.socket else {
             return Ok(false);
         };
+        if let Some(session) = &mut self.tls {
+            session.encrypt(bytes, &mut self.unsent)?;
+            return self.flush();
+        }
         let mut sent = 0;
         if self.unsent.is_empty() {
             sent = match socket.write(bytes) {
@@ -242,6 +252,17 @@ impl Connection {
             Ok(read) => read,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
             Err(error) => return Err(Fault::Io(error)),
+        };
+        let read = match &mut self.tls {
+            None => read,
+            Some(session) => {
+                // Its plaintext takes the place of what it is made of.
+                let ciphertext = buffer[kept..kept + read].to_vec();
+                let plaintext = session.decrypt(&ciphertext, buffer, kept, &mut self.unsent);
+                let plaintext = plaintext.map_err(Fault::Io)?;
+                self.flush().map_err(Fault::Io)?;
+                plaintext
+            }
         };
         let mut input = &buffer[..kept + read];
         while !input.is_empty() {

@@ -530,6 +530,10 @@ impl Context {
         let data = epoll::EventData::new_u64(slot as u64);
         epoll::add(&self.epoll, &socket, data, epoll::EventFlags::OUT)?;
         connection.socket = Some(socket);
+        connection.tls = match (connection.role, &self.plan.target.tls) {
+            (Role::HttpPublisher { .. }, _) | (_, None) => None,
+            (_, Some(tls)) => Some(Box::new(tls.session())),
+        };
         connection.state = State::Dialing;
         connection.close_code = None;
         Ok(())

@@ -65,6 +65,8 @@ pub struct StartOptions {
     /// which is nothing for the others than the gateway. Only who can compress ([`Peer::can_compress`])
     /// looks at it.
     pub compression: Option<ServerCompression>,
+    /// Whether the gateway's clients come over TLS, to a certificate for 127.0.0.1 that is made for it.
+    pub is_tls: bool,
     /// More arguments for the gateway, behind the others.
     pub gateway_arguments: Vec<String>,
     /// How often clients are pinged, in whole seconds; with `None` as often as the server does by
@@ -116,6 +118,9 @@ pub struct Running {
     pub pid: u32,
     /// Where it takes WebSocket connections.
     pub address: SocketAddr,
+    /// Where its clients come over TLS: the PEM file with its certificate, which has signed itself. It is
+    /// removed with all else.
+    pub certificate: Option<PathBuf>,
     /// How a client speaks to it.
     pub dialect: Dialect,
     /// Where an echo is. With `{connection}` in it, every connection puts a word of its own there: it
@@ -360,17 +365,45 @@ impl Peer {
         }
         arguments.extend(options.compression.map(|it| format!("--compression={}", it.name())));
         arguments.extend_from_slice(&options.gateway_arguments);
-        self.start_with_port_file(&options.gateway, arguments, &[])
+        if !options.is_tls {
+            return self.start_with_port_file(&options.gateway, arguments, &[]);
+        }
+        let directory = Directory::create(self.name()).map_err(|source| self.refused(source))?;
+        let [certificate, key] = ["certificate", "key"].map(|name| directory.path().join(name));
+        let signed = rcgen::generate_simple_self_signed([Ipv4Addr::LOCALHOST.to_string()]);
+        let signed = signed.expect("an address is a good name, and a key can be made");
+        for (path, pem) in
+            [(&certificate, signed.cert.pem()), (&key, signed.signing_key.serialize_pem())]
+        {
+            std::fs::write(path, pem).map_err(|source| self.refused(source))?;
+        }
+        for (flag, path) in [("--tls-cert", &certificate), ("--tls-key", &key)] {
+            arguments.extend([flag.to_owned(), path.to_string_lossy().into_owned()]);
+        }
+        let mut running = self.start_in(directory, &options.gateway, arguments, &[])?;
+        running.certificate = Some(certificate);
+        Ok(running)
     }
 
     /// Starts what writes the address on which it listens to `@port_file@`.
     fn start_with_port_file(
         self,
         program: &Path,
-        mut arguments: Vec<String>,
+        arguments: Vec<String>,
         environment: &[(&str, String)],
     ) -> Result<Running, StartError> {
         let directory = Directory::create(self.name()).map_err(|source| self.refused(source))?;
+        self.start_in(directory, program, arguments, environment)
+    }
+
+    /// The same, with its files in `directory`.
+    fn start_in(
+        self,
+        directory: Directory,
+        program: &Path,
+        mut arguments: Vec<String>,
+        environment: &[(&str, String)],
+    ) -> Result<Running, StartError> {
         let port_file = directory.path().join("port");
         for word in &mut arguments {
             if word == "@port_file@" {
@@ -502,6 +535,7 @@ impl Peer {
             peer: self,
             pid: process.id(),
             address,
+            certificate: None,
             dialect: self.dialect(),
             echo_path,
             channel_path: "/channels/{channel}",
@@ -607,6 +641,7 @@ mod tests {
             gateway: PathBuf::from("/nowhere/wsgate"),
             shards: 1,
             compression: None,
+            is_tls: false,
             gateway_arguments: Vec::new(),
             heartbeat: None,
         };

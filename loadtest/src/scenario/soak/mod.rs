@@ -141,6 +141,12 @@ impl Scenario for Soak {
     }
 
     fn run(&self, place: &Place) -> Result<Report, RunError> {
+        if place.target.tls.is_some() {
+            return Err(RunError::Settings(format!(
+                "the URL is {}, but a soak speaks without TLS: name a plain listener of the gateway",
+                place.target.url(),
+            )));
+        }
         raise_descriptor_limit(self.sockets())?;
         let mut place = place.clone();
         let gateway = self.gateway.as_ref().map(|gateway| self.start(gateway)).transpose()?;
@@ -183,6 +189,7 @@ impl Soak {
             gateway: gateway.to_owned(),
             shards: self.shards,
             compression: None,
+            is_tls: false,
             gateway_arguments: arguments,
             // So that a short soak has seen some.
             heartbeat: Some(Duration::from_secs(2)),
