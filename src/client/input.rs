@@ -11,7 +11,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::stdio::dup2_stdout;
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{
+    OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcgetwinsize, tcsetattr,
+};
 use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
 use rustyline::{Config, Editor, ExternalPrinter as _};
@@ -27,6 +29,9 @@ const QUEUE: usize = 16;
 const MAX_HISTORY_LINES: usize = 1_000;
 
 const PROMPT: &str = "> ";
+
+/// What a terminal calls a special key that it does not have: `_POSIX_VDISABLE` of Linux.
+const NO_KEY: u8 = 0;
 
 /// Longest that an editor which has begun takes until the terminal is its own: far more than it needs.
 const EDITOR_START: Duration = Duration::from_millis(250);
@@ -126,6 +131,7 @@ impl Terminal {
             .build();
         let mut editor = Editor::<(), FileHistory>::with_config(config).ok()?;
         let mut printer = editor.create_external_printer().ok()?;
+        tcsetattr(io::stdin(), OptionalActions::Now, &with_end_as_a_key(&original)).ok()?;
         let sink: Sink = Box::new(move |lines| printer.print(lines).map_err(io::Error::other));
         let state: Arc<Mutex<State>> = Arc::default();
         let terminal = Self { original, state: Arc::clone(&state) };
@@ -200,6 +206,14 @@ impl Terminal {
     }
 }
 
+/// The modes between two lines of the editor. Where the terminal itself knows a key for the end of input,
+/// Linux keeps one that is typed then as NUL, and the editor would never hear of it.
+fn with_end_as_a_key(original: &Termios) -> Termios {
+    let mut modes = original.clone();
+    modes.special_codes[SpecialCodeIndex::VEOF] = NO_KEY;
+    modes
+}
+
 /// Has what is still written to standard output go nowhere: the editor draws its prompt whenever it likes,
 /// until the process ends. Returns what standard output was.
 fn silence() -> Option<File> {
@@ -272,6 +286,9 @@ fn open_history(editor: &mut Editor<(), FileHistory>, file: PathBuf) -> Option<P
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{Mode, OFlags, open};
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
     use super::*;
 
     fn read_all(mut text: &[u8], max_bytes: usize) -> Vec<Result<Option<String>, String>> {
@@ -312,6 +329,30 @@ mod tests {
     #[test]
     fn line_that_is_not_utf8_is_refused() {
         assert!(read_all(b"ok\n\xff\n", 10)[1].is_err());
+    }
+
+    #[test]
+    fn end_of_input_that_is_typed_between_two_lines_reaches_the_editor() {
+        let person = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&person).unwrap();
+        unlockpt(&person).unwrap();
+        let name = ptsname(&person, Vec::new()).unwrap();
+        let terminal = open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+        let (mut person, mut terminal) = (File::from(person), File::from(terminal));
+
+        let mut modes = with_end_as_a_key(&tcgetattr(&terminal).unwrap());
+        tcsetattr(&terminal, OptionalActions::Now, &modes).unwrap();
+        person.write_all(b"\x04.").unwrap();
+        // Its echo says that the terminal has it.
+        let mut echo = [0; 1];
+        while echo != *b"." {
+            person.read_exact(&mut echo).unwrap();
+        }
+        modes.make_raw();
+        tcsetattr(&terminal, OptionalActions::Now, &modes).unwrap();
+        let mut typed = [0; 2];
+        terminal.read_exact(&mut typed).unwrap();
+        assert_eq!(typed, *b"\x04.");
     }
 
     #[test]
