@@ -11,9 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::stdio::dup2_stdout;
-use rustix::termios::{
-    OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcgetwinsize, tcsetattr,
-};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
 use rustyline::{Config, Editor, ExternalPrinter as _};
@@ -29,9 +27,6 @@ const QUEUE: usize = 16;
 const MAX_HISTORY_LINES: usize = 1_000;
 
 const PROMPT: &str = "> ";
-
-/// What a terminal calls a special key that it does not have: `_POSIX_VDISABLE` of Linux.
-const NO_KEY: u8 = 0;
 
 /// Longest that an editor which has begun takes until the terminal is its own: far more than it needs.
 const EDITOR_START: Duration = Duration::from_millis(250);
@@ -92,7 +87,10 @@ fn read_line(input: &mut impl io::BufRead, max_bytes: usize) -> Result<Option<St
 
 /// A terminal with an editor on it.
 pub(super) struct Terminal {
+    /// Its modes when it is ours no more.
     original: Termios,
+    /// Its modes while the editor has no line.
+    between_lines: Termios,
     state: Arc<Mutex<State>>,
 }
 
@@ -131,10 +129,11 @@ impl Terminal {
             .build();
         let mut editor = Editor::<(), FileHistory>::with_config(config).ok()?;
         let mut printer = editor.create_external_printer().ok()?;
-        tcsetattr(io::stdin(), OptionalActions::Now, &with_end_as_a_key(&original)).ok()?;
+        let between_lines = keep_keys(&original);
+        tcsetattr(io::stdin(), OptionalActions::Now, &between_lines).ok()?;
         let sink: Sink = Box::new(move |lines| printer.print(lines).map_err(io::Error::other));
         let state: Arc<Mutex<State>> = Arc::default();
-        let terminal = Self { original, state: Arc::clone(&state) };
+        let terminal = Self { original, between_lines, state: Arc::clone(&state) };
         thread::spawn(move || {
             let history = history.and_then(|file| open_history(&mut editor, file));
             loop {
@@ -184,9 +183,11 @@ impl Terminal {
     pub(super) fn stop(&self) {
         lock(&self.state).is_over = true;
         let deadline = Instant::now() + EDITOR_START;
-        let is_as_before =
-            || tcgetattr(io::stdin()).is_ok_and(|now| now.local_modes == self.original.local_modes);
-        while lock(&self.state).is_editing && is_as_before() && Instant::now() < deadline {
+        let is_between_lines = || {
+            let now = tcgetattr(io::stdin());
+            now.is_ok_and(|now| now.local_modes == self.between_lines.local_modes)
+        };
+        while lock(&self.state).is_editing && is_between_lines() && Instant::now() < deadline {
             thread::sleep(BETWEEN_LOOKS);
         }
     }
@@ -206,11 +207,11 @@ impl Terminal {
     }
 }
 
-/// The modes between two lines of the editor. Where the terminal itself knows a key for the end of input,
-/// Linux keeps one that is typed then as NUL, and the editor would never hear of it.
-fn with_end_as_a_key(original: &Termios) -> Termios {
+/// Modes in which the terminal keeps keys for the editor's next line: it would otherwise make lines of
+/// them itself, and of Ctrl-D a NUL, which the editor passes over. Ctrl-C still interrupts.
+fn keep_keys(original: &Termios) -> Termios {
     let mut modes = original.clone();
-    modes.special_codes[SpecialCodeIndex::VEOF] = NO_KEY;
+    modes.local_modes -= LocalModes::ICANON | LocalModes::ECHO;
     modes
 }
 
@@ -340,16 +341,9 @@ mod tests {
         let terminal = open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
         let (mut person, mut terminal) = (File::from(person), File::from(terminal));
 
-        let mut modes = with_end_as_a_key(&tcgetattr(&terminal).unwrap());
-        tcsetattr(&terminal, OptionalActions::Now, &modes).unwrap();
+        let between_lines = keep_keys(&tcgetattr(&terminal).unwrap());
+        tcsetattr(&terminal, OptionalActions::Now, &between_lines).unwrap();
         person.write_all(b"\x04.").unwrap();
-        // Its echo says that the terminal has it.
-        let mut echo = [0; 1];
-        while echo != *b"." {
-            person.read_exact(&mut echo).unwrap();
-        }
-        modes.make_raw();
-        tcsetattr(&terminal, OptionalActions::Now, &modes).unwrap();
         let mut typed = [0; 2];
         terminal.read_exact(&mut typed).unwrap();
         assert_eq!(typed, *b"\x04.");
