@@ -1,6 +1,7 @@
 //! From an endpoint to an open connection: socket, TLS, and the opening handshake by hyper, which
 //! unlike the handshake of fastwebsockets hands on what a refusal says.
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -164,24 +165,30 @@ fn check(
     wishes: &Wishes,
     key: &str,
 ) -> Result<(Option<Agreed>, Option<String>), Ending> {
-    let value = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    // Lines of one name are one list (RFC 9110 section 5.3).
+    let value = |name: HeaderName| {
+        let lines =
+            headers.get_all(name).iter().map(|line| String::from_utf8_lossy(line.as_bytes()));
+        lines.reduce(|list, line| format!("{list}, {line}").into())
+    };
     let has = |name, word: &str| {
-        let mut words = value(name).into_iter().flat_map(|value| value.split(','));
-        words.any(|found| found.trim().eq_ignore_ascii_case(word))
+        value(name).is_some_and(|list| {
+            list.split(',').any(|found| found.trim().eq_ignore_ascii_case(word))
+        })
     };
     if !has(UPGRADE, "websocket") || !has(CONNECTION, "upgrade") {
         return Err(Ending::NotWebSocket("its answer does not upgrade to a WebSocket"));
     }
-    if value(SEC_WEBSOCKET_ACCEPT) != Some(&derive_accept_key(key.as_bytes())) {
+    if value(SEC_WEBSOCKET_ACCEPT).as_deref() != Some(&derive_accept_key(key.as_bytes())) {
         return Err(Ending::NotWebSocket("its Sec-WebSocket-Accept does not fit the key"));
     }
     let extensions = value(SEC_WEBSOCKET_EXTENSIONS).filter(|answer| !answer.trim().is_empty());
     let agreed = match extensions {
-        Some(answer) if wishes.compression => Some(offer::agreed(answer)?),
+        Some(answer) if wishes.compression => Some(offer::agreed(&answer)?),
         Some(_) => return Err(Ending::NotWebSocket("it uses an extension that was not offered")),
         None => None,
     };
-    let subprotocol = value(SEC_WEBSOCKET_PROTOCOL).map(str::to_owned);
+    let subprotocol = value(SEC_WEBSOCKET_PROTOCOL).map(Cow::into_owned);
     match subprotocol {
         Some(chosen) if !wishes.subprotocols.contains(&chosen) => {
             Err(Ending::UnknownSubprotocol(chosen))
@@ -284,6 +291,23 @@ mod tests {
         let (agreed, subprotocol) = check(&headers, &wishes(), KEY).expect("both were offered");
         assert!(agreed.is_some());
         assert_eq!(subprotocol.as_deref(), Some("b"));
+    }
+
+    #[test]
+    fn every_line_of_an_answer_counts() {
+        let mut headers = answer(&[(CONNECTION, "keep-alive"), (UPGRADE, "x-other")]);
+        headers.append(CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.append(UPGRADE, HeaderValue::from_static("websocket"));
+        assert!(check(&headers, &wishes(), KEY).is_ok());
+        for (name, chosen, another) in [
+            (SEC_WEBSOCKET_EXTENSIONS, "permessage-deflate", "x-other"),
+            (SEC_WEBSOCKET_PROTOCOL, "a", "b"),
+        ] {
+            let mut headers = answer(&[(name.clone(), chosen)]);
+            assert!(check(&headers, &wishes(), KEY).is_ok());
+            headers.append(&name, HeaderValue::from_static(another));
+            assert!(check(&headers, &wishes(), KEY).is_err(), "{name}");
+        }
     }
 
     #[test]
