@@ -14,8 +14,7 @@ use crate::shard::orders::Handle;
 use crate::telemetry::counters::{Counters, RELOAD_FAILED, RELOAD_SUCCEEDED};
 use crate::telemetry::export::Exporter;
 
-/// Who may use the API.
-#[derive(Debug)]
+/// Who may use the API. Never shown: it has the key.
 pub enum ApiAccess {
     /// Whoever knows this key.
     Key(String),
