@@ -57,7 +57,7 @@ pub(super) fn reload(read: &mut Reload, settings: Settings, to: &Applied<'_>) ->
     apply(&settings, &new, to);
     to.gateway.note_reload(true, SystemTime::now());
     match &taken[..] {
-        [] => info!("configuration reloaded: no setting has changed"),
+        [] => info!("configuration reloaded: no setting has changed, key files were read anew"),
         taken => info!("configuration reloaded: {}", taken.join(", ")),
     }
     not_taken.iter().for_each(|line| warn!("not reloaded: {line}"));
