@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,9 +67,13 @@ class Balancer:
     def connect(self, path: str, **options: object) -> ClientConnection:
         """A client of the `websockets` library, from an address of its own, without its heartbeat."""
         options = {"compression": None, "ping_interval": None} | options
+        tls = self.certificate.trusted()
+        # This client reads in a thread of its own. In TLS 1.3 tickets come after the handshake, and OpenSSL
+        # may wait for ever to write beside a thread that reads one. The clients of a crowd speak 1.3.
+        tls.maximum_version = ssl.TLSVersion.TLSv1_2
         return connect(
             self.url(path),
-            ssl=self.certificate.trusted(),
+            ssl=tls,
             source_address=(CLIENT_HOST, 0),
             address=(BALANCER_HOST, self.port),
             proxy=None,
