@@ -94,13 +94,11 @@ def run_load(directory: Path, stack: contextlib.ExitStack) -> Prometheus:
                 client.send_frame(0x9)
 
     stack.enter_context(again_and_again(stop_reading, pause=10))
-    while time.monotonic() < end - 60:
-        time.sleep(0.5)
+    prometheus.until(lambda: time.monotonic() >= end - 60, "it is time to drain", within=SECONDS)
     pair.gateways[0].signal(signal.SIGTERM)
     pair.gateways[0].wait(60)
     load(pair.start_again(0), 300, 40, "json")
-    while time.monotonic() < end:
-        time.sleep(0.5)
+    prometheus.until(lambda: time.monotonic() >= end, "the picture is whole", within=SECONDS)
     return prometheus
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,15 +48,29 @@ class Site:
         )
 
 
-@EVERY
-def test_messages_pass_and_clients_are_spread_over_both_gateways(
-    kind: Kind,
+StartSite = Callable[..., Site]
+
+
+@pytest.fixture
+def start_site(
     certificate: Certificate,
     start_gateway: StartGateway,
     start_program: StartProgram,
     tmp_path: Path,
+) -> StartSite:
+    """Starts two gateways with settings of the test's own, and what kind of balancer it says."""
+
+    def start(kind: Kind, **settings: object) -> Site:
+        return Site(kind, certificate, start_gateway, start_program, tmp_path, **settings)
+
+    return start
+
+
+@EVERY
+def test_messages_pass_and_clients_are_spread_over_both_gateways(
+    kind: Kind, start_site: StartSite
 ) -> None:
-    site = Site(kind, certificate, start_gateway, start_program, tmp_path)
+    site = start_site(kind)
     clients = [site.balancer.connect("/echo") for _ in range(10)]
     for client in clients:
         for message in ("text", b"\x00\xff", "x" * 50_000):
@@ -70,18 +85,10 @@ def test_messages_pass_and_clients_are_spread_over_both_gateways(
 
 
 @EVERY
-def test_gateway_knows_the_address_of_the_client(
-    kind: Kind,
-    certificate: Certificate,
-    start_gateway: StartGateway,
-    start_program: StartProgram,
-    tmp_path: Path,
-) -> None:
+def test_gateway_knows_the_address_of_the_client(kind: Kind, start_site: StartSite) -> None:
     if kind.name == "nginx-to-tls":
         return  # as nginx
-    site = Site(
-        kind, certificate, start_gateway, start_program, tmp_path, log_level="wsgate=debug"
-    )
+    site = start_site(kind, log_level="wsgate=debug")
     # A client that says it was another one is not believed.
     claim = {"X-Forwarded-For": "203.0.113.7", "Forwarded": "for=203.0.113.8"}
     with site.balancer.connect("/echo", additional_headers=claim) as client:
@@ -102,22 +109,9 @@ def test_gateway_knows_the_address_of_the_client(
 
 @EVERY
 def test_quiet_client_outlives_the_timeout_of_the_balancer_by_the_heartbeat(
-    kind: Kind,
-    certificate: Certificate,
-    start_gateway: StartGateway,
-    start_program: StartProgram,
-    tmp_path: Path,
+    kind: Kind, start_site: StartSite
 ) -> None:
-    site = Site(
-        kind,
-        certificate,
-        start_gateway,
-        start_program,
-        tmp_path,
-        tunnel_timeout="1s",
-        ping_interval="300ms",
-        idle_timeout="5s",
-    )
+    site = start_site(kind, tunnel_timeout="1s", ping_interval="300ms", idle_timeout="5s")
     with site.balancer.connect("/channels/quiet", ping_interval=None) as client:
         serving: list[Gateway] = []
 
@@ -167,13 +161,9 @@ def test_haproxy_finds_nothing_to_warn_of(certificate: Certificate) -> None:
 
 @EVERY
 def test_plain_page_and_wrong_path_pass_with_their_own_answers(
-    kind: Kind,
-    certificate: Certificate,
-    start_gateway: StartGateway,
-    start_program: StartProgram,
-    tmp_path: Path,
+    kind: Kind, start_site: StartSite
 ) -> None:
-    site = Site(kind, certificate, start_gateway, start_program, tmp_path)
+    site = start_site(kind)
     with pytest.raises(InvalidStatus) as refusal:
         site.balancer.connect("/nowhere")
     assert refusal.value.response.status_code == 404
@@ -232,40 +222,17 @@ def assert_nobody_was_refused(crowd: Crowd) -> None:
 
 @EVERY
 def test_no_client_is_refused_while_a_gateway_drains_and_comes_back(
-    kind: Kind,
-    certificate: Certificate,
-    start_gateway: StartGateway,
-    start_program: StartProgram,
-    tmp_path: Path,
+    kind: Kind, start_site: StartSite
 ) -> None:
-    site = Site(
-        kind,
-        certificate,
-        start_gateway,
-        start_program,
-        tmp_path,
-        drain_grace="3s",
-        drain_duration="2s",
-    )
+    site = start_site(kind, drain_grace="3s", drain_duration="2s")
     crowd = asyncio.run(drain_and_restart(site, count=40, interval_seconds=0.05))
     assert_nobody_was_refused(crowd)
 
 
 def test_thousand_clients_of_haproxy_lose_nothing_while_a_gateway_drains_and_comes_back(
-    certificate: Certificate,
-    start_gateway: StartGateway,
-    start_program: StartProgram,
-    tmp_path: Path,
+    start_site: StartSite,
 ) -> None:
-    site = Site(
-        BALANCERS["haproxy"],
-        certificate,
-        start_gateway,
-        start_program,
-        tmp_path,
-        drain_grace="4s",
-        drain_duration="5s",
-    )
+    site = start_site(BALANCERS["haproxy"], drain_grace="4s", drain_duration="5s")
     site.balancer.program.until(
         lambda: site.balancer.server_states() == {"gateway1": "UP", "gateway2": "UP"}, "both are up"
     )
