@@ -554,9 +554,12 @@ impl Shard {
 
 impl Drop for Shard {
     fn drop(&mut self) {
-        let order = Order::Drain { duration: Duration::ZERO };
+        let (reply, drained) = oneshot::channel();
+        let order = Order::Drain { duration: Duration::ZERO, reply };
         // A shard that is so busy that it takes no order ends with this process.
         if self.handle.try_order(order).is_ok()
+            && drained.blocking_recv().is_ok()
+            && self.handle.try_order(Order::End).is_ok()
             && let Some(thread) = self.thread.take()
         {
             _ = thread.join();

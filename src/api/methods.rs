@@ -50,7 +50,7 @@ pub async fn carry_out(gateway: &Gateway, call: Call) -> Result<Value, ApiError>
         Call::Refresh { whose, renewal } => refresh(gateway, whose, renewal).await,
         Call::Connection { connection } => describe(gateway, connection).await,
         Call::Channels { pattern } => channels(gateway, pattern).await,
-        Call::Info => Ok(info(gateway)),
+        Call::Info => info(gateway).await,
         Call::Drain { grace, duration } => drain(gateway, DrainRequest { grace, duration }),
         Call::Shed { percent, duration } => shed(gateway, percent, duration).await,
     }
@@ -122,11 +122,14 @@ async fn channels(gateway: &Gateway, pattern: Option<GlobMatcher>) -> Result<Val
     Ok(json!({ "channels": channels.collect::<Map<String, Value>>() }))
 }
 
-fn info(gateway: &Gateway) -> Value {
+/// Answers with what there is of everything.
+async fn info(gateway: &Gateway) -> Result<Value, ApiError> {
+    // A shard that answers has counted whoever it has let in: so whoever was let in is counted.
+    ask_all(gateway, |reply| Order::Beat { reply }).await?;
     let sum = |read: fn(&crate::telemetry::counters::Counters) -> u64| -> u64 {
         gateway.shard_counters.iter().map(|counters| read(counters)).sum()
     };
-    json!({ "nodes": [{
+    Ok(json!({ "nodes": [{
         "uid": gateway.id.to_string(),
         "name": "wsgate",
         "version": env!("CARGO_PKG_VERSION"),
@@ -135,7 +138,7 @@ fn info(gateway: &Gateway) -> Value {
         "num_subs": sum(|counters| counters.subscriptions.value()),
         "num_shards": gateway.shards().len(),
         "uptime": gateway.started_at.elapsed().as_secs(),
-    }] })
+    }] }))
 }
 
 /// Begins a drain, and answers before it is over.

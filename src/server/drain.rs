@@ -83,10 +83,11 @@ pub(super) async fn drain(
     gateway.set_phase(Phase::Closing);
     let connections = gateway.loads().total();
     info!(connections, ?duration, "drain: accepting no more, closing connections");
-    for shard in gateway.shards() {
-        shard.order(Order::Drain { duration }).await;
-    }
     let all_ended = async {
+        tell_all(gateway, |reply| Order::Drain { duration, reply }).await;
+        for shard in gateway.shards() {
+            shard.order(Order::End).await;
+        }
         for thread in threads.iter_mut() {
             if let Ok(Err(reason)) = (&mut thread.ended).await {
                 error!(shard = %thread.id, reason, "a shard failed while draining");
@@ -103,21 +104,24 @@ pub(super) async fn drain(
 }
 
 /// Has all shards stop to accept, and waits until they have: only then can none of them hand a new
-/// socket to one that has ended.
+/// socket to one that has closed all and waits for the end.
 async fn leave(gateway: &Gateway) {
-    let left = async {
-        let mut answers = Vec::new();
-        for shard in gateway.shards() {
-            let (reply, answer) = oneshot::channel();
-            shard.order(Order::Leave { reply }).await;
-            answers.push(answer);
-        }
-        for answer in answers {
-            // A shard that ends has left too.
-            _ = answer.await;
-        }
-    };
+    let left = tell_all(gateway, |reply| Order::Leave { reply });
     if tokio::time::timeout(LEAVE_TIMEOUT, left).await.is_err() {
         error!("a shard does not turn; what it accepts now may be cut");
+    }
+}
+
+/// Gives an order to all shards, and waits until each has carried it out.
+async fn tell_all(gateway: &Gateway, order: impl Fn(oneshot::Sender<()>) -> Order) {
+    let mut answers = Vec::new();
+    for shard in gateway.shards() {
+        let (reply, answer) = oneshot::channel();
+        shard.order(order(reply)).await;
+        answers.push(answer);
+    }
+    for answer in answers {
+        // A shard that fails has nothing more to do.
+        _ = answer.await;
     }
 }

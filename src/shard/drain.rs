@@ -73,17 +73,17 @@ impl Shard {
     }
 }
 
-/// Stops accepting, closes the connections evenly over `duration`, waits for their closing
-/// handshakes, and ends the shard. What waits in a connection's queue is sent before its Close.
-pub(crate) async fn drain(shard: Rc<Shard>, duration: Duration) {
+/// Stops accepting, closes the connections evenly over `duration`, and waits for their closing
+/// handshakes. What waits in a connection's queue is sent before its Close.
+pub(crate) async fn drain(shard: &Shard, duration: Duration) {
     shard.stop_accepting(Stage::Refusing);
     // HTTP/2 connections without a WebSocket end now, the others with their last one.
     shard.table.borrow().handshakes().for_each(|handshake| handshake.wake());
     // Names, not the connections themselves: one that has ended must let go of its socket.
     let clients = shard.client_ids();
-    close_evenly(&shard, &clients, duration, DRAINING).await;
+    close_evenly(shard, &clients, duration, DRAINING).await;
     if shard.stage.get() == Stage::Leaving {
-        handshakes_over(&shard).await;
+        handshakes_over(shard).await;
     }
     // Those that came while the others were being closed.
     shard.close_all(&shard.client_ids(), CloseCode::GOING_AWAY, DRAINING);
@@ -96,10 +96,10 @@ pub(crate) async fn drain(shard: Rc<Shard>, duration: Duration) {
         }
     };
     _ = tokio::time::timeout(limit, all_gone).await;
-    shard.ended.notify_one();
 }
 
-/// Closes `clients` one after the other: the first at once, the others each one even step later.
+/// Closes `clients` one after the other: the first at once, the others each one even step later. Over as
+/// soon as nobody is there.
 async fn close_evenly(shard: &Shard, clients: &[ConnectionId], duration: Duration, reason: &str) {
     let start = tokio::time::Instant::now();
     let mut closed = 0;
@@ -113,6 +113,9 @@ async fn close_evenly(shard: &Shard, clients: &[ConnectionId], duration: Duratio
         };
         shard.close_all(&clients[closed..due], CloseCode::GOING_AWAY, reason);
         closed = due;
+        if shard.table.borrow().len() == 0 {
+            return;
+        }
         if closed < clients.len() {
             tokio::time::sleep(STEP).await;
         }

@@ -120,11 +120,15 @@ pub enum Order {
         /// Nothing more is accepted or handed to other shards.
         reply: oneshot::Sender<()>,
     },
-    /// Stop accepting and close every connection within this time, then end.
+    /// Stop accepting and close every connection within this time.
     Drain {
         /// Over how long the closes are spread.
         duration: Duration,
+        /// None is left, or the time for those that are is over.
+        reply: oneshot::Sender<()>,
     },
+    /// End. Not before every shard has drained: clients elsewhere hear channels whose home this is.
+    End,
 }
 
 /// A share of a shard's connections to be closed.
@@ -342,9 +346,14 @@ impl Shard {
                 self.stop_accepting(Stage::Leaving);
                 _ = reply.send(());
             }
-            Order::Drain { duration } => {
-                tokio::task::spawn_local(drain::drain(Rc::clone(self), duration));
+            Order::Drain { duration, reply } => {
+                let shard = Rc::clone(self);
+                tokio::task::spawn_local(async move {
+                    drain::drain(&shard, duration).await;
+                    _ = reply.send(());
+                });
             }
+            Order::End => self.ended.notify_one(),
         }
     }
 

@@ -108,7 +108,10 @@ impl Running {
 
     /// Drains the shard and demands that it ends well.
     fn end(self) {
-        self.handle.try_order(Order::Drain { duration: Duration::ZERO }).unwrap();
+        let (reply, drained) = oneshot::channel();
+        self.handle.try_order(Order::Drain { duration: Duration::ZERO, reply }).unwrap();
+        drained.blocking_recv().unwrap();
+        self.handle.try_order(Order::End).unwrap();
         self.thread.join().unwrap().unwrap();
     }
 }

@@ -8,8 +8,8 @@ use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::support::gateway::Gateway;
-use crate::support::raw::{BINARY, CLOSE, RawClient, close_payload};
+use crate::support::gateway::{Gateway, channel_with_home};
+use crate::support::raw::{BINARY, CLOSE, RawClient, TEXT, close_payload};
 
 const REASON: &str = "the gateway is draining";
 
@@ -174,6 +174,44 @@ async fn handshake_that_is_under_way_when_the_closing_begins_is_answered_with_50
     let head = undecided.read_head().await;
     assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
     assert!(head.contains("\r\nretry-after: "), "{head}");
+    assert_eq!(gateway.exit().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn shard_that_has_drained_is_still_home_to_the_channels_of_clients_elsewhere() {
+    let flags = ["--shards", "2", "--drain-grace", "0s", "--drain-duration", "60s"];
+    let mut gateway = Gateway::start(&flags).await;
+    let channel = channel_with_home("news", 1, 2);
+    let path = format!("/channels/{channel}");
+    let mut one = gateway.open_raw_on_shard(0, &path).await;
+    let mut other = gateway.open_raw_on_shard(0, &path).await;
+    gateway.until_metric("wsgate_connections", &[], 2.0).await;
+    gateway.signal(Signal::TERM);
+    // One of them is closed at once, the other in half a minute. Shard 1 has nobody to close.
+    let one_is_closed = tokio::select! {
+        _ = one.read_close() => true,
+        _ = other.read_close() => false,
+    };
+    let (mut closed, mut open) = if one_is_closed { (one, other) } else { (other, one) };
+    closed.read_end().await;
+    gateway.until_metric("wsgate_connections", &[], 1.0).await;
+    let mut requests = gateway.requests().await;
+    for number in 0..3 {
+        open.send_frame(TEXT, format!("own {number}").as_bytes()).await;
+        assert_eq!(open.read_message(TEXT).await, format!("own {number}").as_bytes());
+        let data = format!("of the API {number}");
+        let published = requests.call("publish", json!({ "channel": channel, "data": data })).await;
+        assert_eq!(published.json(), json!({ "result": {} }));
+        assert_eq!(open.read_message(TEXT).await, data.as_bytes());
+        let channels = requests.call("channels", json!({})).await.json();
+        assert_eq!(channels["result"]["channels"][&channel], json!({ "num_clients": 1 }));
+        let node = requests.call("info", json!({})).await.json()["result"]["nodes"][0].clone();
+        assert_eq!([&node["num_clients"], &node["num_subs"], &node["num_channels"]], [1, 1, 1]);
+    }
+    open.send_frame(CLOSE, &close_payload(1000, "")).await;
+    assert_eq!(open.read_frame().await.close(), (1000, ""));
+    open.read_end().await;
+    // Nobody is left, so it does not wait for the minute.
     assert_eq!(gateway.exit().await.code(), Some(0));
 }
 

@@ -169,3 +169,17 @@ async fn handshake_that_arrived_in_time_is_answered_by_a_shard_that_was_late() {
     let head = client.read_head().await;
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
 }
+
+/// It answered from the counters at once, and left out a client that had its 101 and was not counted yet.
+#[tokio::test]
+async fn info_waits_for_each_shard_to_count_whom_it_has_let_in() {
+    let gateway = Gateway::start(&["--shards", "2"]).await;
+    let _client = gateway.open_raw("/channels/news").await;
+    let mut requests = gateway.requests().await;
+    let frozen = gateway.freeze(1);
+    let answer = requests.call("info", json!({})).await;
+    assert_eq!(answer.json()["error"]["code"], 108, "{}", answer.body);
+    frozen.thaw();
+    let node = &gateway.call("info", json!({})).await["nodes"][0];
+    assert_eq!([&node["num_clients"], &node["num_subs"], &node["num_channels"]], [1, 1, 1]);
+}
