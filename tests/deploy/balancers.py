@@ -110,6 +110,8 @@ class Kind:
     start: Callable[[StartProgram, Path, Pair, Certificate, int, str], Program]
     settings: dict[str, str] = field(default_factory=dict)
     tls_at_the_gateway: bool = False
+    # The name of the socket at which it tells of its servers.
+    stats: str | None = None
 
 
 BEHIND_PROXY_PROTOCOL = {
@@ -117,6 +119,9 @@ BEHIND_PROXY_PROTOCOL = {
     "proxy_protocol": "required",
 }
 BEHIND_FORWARDED = {"trusted_proxies": f"{BALANCER_HOST}/32", "proxy_protocol": "off"}
+
+
+HAPROXY_STATS = "haproxy.sock"
 
 
 def _haproxy(file: str) -> Callable[..., Program]:
@@ -132,7 +137,7 @@ def _haproxy(file: str) -> Callable[..., Program]:
         env = {
             "BIND": f"{BALANCER_HOST}:{port}",
             "CERTIFICATE": str(certificate.both),
-            "HAPROXY_STATS": str(directory / "haproxy.sock"),
+            "HAPROXY_STATS": str(directory / HAPROXY_STATS),
             "MAXCONN": "4000",
             "TUNNEL_TIMEOUT": tunnel_timeout,
             "GATEWAY_1": f"{first}:{pair.port}",
@@ -257,12 +262,13 @@ def _envoy(
 BALANCERS = {
     kind.name: kind
     for kind in (
-        Kind("haproxy", _haproxy("haproxy.cfg"), BEHIND_PROXY_PROTOCOL),
+        Kind("haproxy", _haproxy("haproxy.cfg"), BEHIND_PROXY_PROTOCOL, stats=HAPROXY_STATS),
         Kind(
             "haproxy-passthrough",
             _haproxy("passthrough.cfg"),
             BEHIND_PROXY_PROTOCOL,
             tls_at_the_gateway=True,
+            stats=HAPROXY_STATS,
         ),
         Kind("nginx", _nginx, BEHIND_FORWARDED),
         Kind("nginx-to-tls", _nginx_to_tls, BEHIND_FORWARDED, tls_at_the_gateway=True),
@@ -280,12 +286,15 @@ def start_balancer(
     directory: Path,
     tunnel_timeout: str = "90s",
 ) -> Balancer:
-    """Comes back when clients can connect and both gateways are known to be ready."""
+    """Comes back when clients can connect."""
     port = free_port()
     program = kind.start(start_program, directory, pair, certificate, port, tunnel_timeout)
     program.until(lambda: takes_connections(port), f"{kind.name} takes connections")
-    stats = directory / "haproxy.sock"
-    return Balancer(kind.name, program, port, certificate, stats if stats.exists() else None)
+    stats = directory / kind.stats if kind.stats else None
+    if stats:
+        # The last that it does before it serves: clients can connect already.
+        program.until(stats.exists, f"{kind.name} has its socket")
+    return Balancer(kind.name, program, port, certificate, stats)
 
 
 def gateway_settings(kind: Kind, certificate: Certificate) -> dict[str, object]:

@@ -45,10 +45,18 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"LD_LIBRARY_PATH": str(_TOOLS / "root/usr/lib/x86_64-linux-gnu")} | more
 
 
+_free_ports: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port of 127.0.0.1 that nobody has, and that no other call returns."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        if port not in _free_ports:
+            _free_ports.add(port)
+            return port
 
 
 def takes_connections(port: int) -> bool:
