@@ -35,6 +35,8 @@ impl Shard {
         if self.stage.get() == Stage::Serving {
             self.stage.set(stage);
             self.stop_accepting.notify_waiters();
+            // HTTP/2 connections without a WebSocket end now, the others with their last one.
+            self.table.borrow().handshakes().for_each(|handshake| handshake.wake());
         }
     }
 
@@ -77,8 +79,6 @@ impl Shard {
 /// handshakes. What waits in a connection's queue is sent before its Close.
 pub(crate) async fn drain(shard: &Shard, duration: Duration) {
     shard.stop_accepting(Stage::Refusing);
-    // HTTP/2 connections without a WebSocket end now, the others with their last one.
-    shard.table.borrow().handshakes().for_each(|handshake| handshake.wake());
     // Names, not the connections themselves: one that has ended must let go of its socket.
     let clients = shard.client_ids();
     close_evenly(shard, &clients, duration, DRAINING).await;

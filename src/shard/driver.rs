@@ -244,8 +244,34 @@ fn poll_read(
     if has_more { Read::Filled } else { Read::Some }
 }
 
+/// As [`process`], for bytes that came right behind the request. Where the driver would not read now, they
+/// wait until it would.
+pub(crate) fn process_early(
+    client: &Client,
+    connection: &mut Connection,
+    shard: &Shard,
+    early: &[u8],
+    now: Instant,
+) {
+    shard.counters.received_bytes.add(early.len() as u64);
+    if let Some(pace) = client.pace()
+        && !pace.take_bytes(early.len(), now)
+    {
+        return handle_excess(client, connection, shard, RateLimit::Bytes, now);
+    }
+    let must_wait = client.channel.is_some_and(|channel| {
+        shard.turn.borrow().is_full() || shard.broker.is_congested(channel.home)
+    });
+    if must_wait {
+        return connection.decoder.keep_unread(early);
+    }
+    let buffer = &mut *shard.read_buffer.borrow_mut();
+    buffer[MAX_KEPT_BYTES..MAX_KEPT_BYTES + early.len()].copy_from_slice(early);
+    process(client, connection, shard, buffer, early.len(), now);
+}
+
 /// As [`process`], for bytes that have just been read, if so many may be.
-pub(crate) fn process_read(
+fn process_read(
     client: &Client,
     connection: &mut Connection,
     shard: &Shard,

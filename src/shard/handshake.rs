@@ -76,6 +76,11 @@ impl Handshake {
         }
     }
 
+    /// Whoever is at the other end of the socket is told no, whatever they ask for.
+    fn is_refused(&self) -> bool {
+        self.refusal.is_some() || matches!(&*self.check_in.borrow(), CheckIn::Refused { .. })
+    }
+
     /// Where the client is, as far as that is known, for the log.
     fn address(&self) -> Shown {
         match &*self.check_in.borrow() {

@@ -171,3 +171,56 @@ async fn connection_without_a_websocket_is_let_go_with_goaway() {
     used.send(&frame(HEADERS, END_STREAM | END_HEADERS, 1, GET)).await;
     assert_eq!(goaway(&used.reader.read_rest().await), Some(NO_ERROR));
 }
+
+/// What was asked was looked at again and again, since more is always to be read where the end is.
+#[tokio::test]
+async fn half_a_preface_and_the_end_let_go_at_once() {
+    let gateway = start(&["--handshake-timeout", "60s"]).await;
+    for bytes in [0, 3, PREFACE.len() - 20] {
+        let mut half = RawClient::connect(gateway.listen).await;
+        half.send(&PREFACE[..bytes]).await;
+        half.shut_down().await;
+        half.reader.read_rest().await;
+    }
+    gateway.until_metric("wsgate_connections_rejected_total", &[], 3.0).await;
+    let timeouts = [("reason", "timeout")];
+    let metrics = gateway.metrics().await;
+    assert_eq!(metrics.sum("wsgate_connections_rejected_total", &timeouts), 0.0);
+}
+
+#[tokio::test]
+async fn path_that_is_none_is_not_logged_with_its_token() {
+    let gateway = start(&["--log-level", "trace"]).await;
+    let path = b"/channels/my room?token=sesame";
+    // HPACK: what is in the static table, then `:path` with a value that is not to be remembered.
+    let headers = [&GET[..2], &[0x04, path.len() as u8], path].concat();
+    let mut client = RawClient::connect(gateway.listen).await;
+    client.send(PREFACE).await;
+    client.send(&frame(HEADERS, END_STREAM | END_HEADERS, 1, &headers)).await;
+    client.shut_down().await;
+    client.reader.read_rest().await;
+    connect(&gateway).await.connect("/echo").await;
+    gateway.until_logged("connection opened").await;
+    assert!(!gateway.log().contains("sesame"), "{}", gateway.log());
+}
+
+/// It was told to try again and refused for as long as it did.
+#[tokio::test]
+async fn client_that_is_refused_for_its_address_is_let_go_so_that_it_can_come_again() {
+    let gateway = start(&["--max-connections-per-address", "1", "--log-level", "debug"]).await;
+    let first = gateway.connect("/echo").await;
+    let mut refused = RawClient::connect(gateway.listen).await;
+    refused.send(PREFACE).await;
+    refused.send(&frame(HEADERS, END_STREAM | END_HEADERS, 1, GET)).await;
+    assert_eq!(goaway(&refused.reader.read_rest().await), Some(NO_ERROR));
+    gateway
+        .until_metric("wsgate_connections_rejected_total", &[("reason", "address_limit")], 1.0)
+        .await;
+    gateway.until_logged("handshake refused address=127.0.0.1 reason=\"address_limit\"").await;
+    drop(first);
+    gateway.until_metric("wsgate_connections", &[], 0.0).await;
+    let mut again = RawClient::connect(gateway.listen).await;
+    again.send(PREFACE).await;
+    again.send(&frame(HEADERS, END_STREAM | END_HEADERS, 1, GET)).await;
+    gateway.until_metric("wsgate_console_requests_total", &[], 1.0).await;
+}

@@ -279,6 +279,18 @@ impl FrameReader {
         }
     }
 
+    /// Reads on until these bytes have come, whatever comes before them.
+    pub(crate) async fn read_through(&mut self, wanted: &[u8]) {
+        loop {
+            let unread = &self.buffer[self.at..];
+            if let Some(start) = unread.windows(wanted.len()).position(|found| found == wanted) {
+                self.at += start + wanted.len();
+                return;
+            }
+            assert!(self.read_more().await > 0, "the end instead of {wanted:02x?}");
+        }
+    }
+
     /// Everything until the gateway lets go. A reset counts as that.
     pub(crate) async fn read_rest(&mut self) -> Vec<u8> {
         while self.read_more().await > 0 {}

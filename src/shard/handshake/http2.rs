@@ -10,17 +10,18 @@
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use http::{Method, Request, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{Interest, ReadBuf};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::shard::Shard;
@@ -29,7 +30,9 @@ use crate::shard::handshake::answer::{Accepted, Answer, Outcome, Refusal, Upgrad
 use crate::shard::handshake::check_in::CheckIn;
 use crate::shard::handshake::opening::{Opening, open};
 use crate::shard::handshake::proxied::Role;
-use crate::shard::handshake::{Handshake, MAX_HEAD_BYTES, Reservation, caught, in_time, reserve};
+use crate::shard::handshake::{
+    Handshake, MAX_HEAD_BYTES, Reservation, caught, in_time, reject, reserve,
+};
 use crate::shard::stream::Stream;
 use crate::shard::stream::http2::Http2;
 use crate::telemetry::counters::{HTTP_2, Rejection};
@@ -62,24 +65,29 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 
 /// The version that the first bytes on a plain socket speak of. They stay unread.
 pub(super) async fn first_version(socket: &TcpStream) -> Version {
-    let is_http2 = poll_fn(|cx| {
-        loop {
-            let mut bytes = [0; PREFACE.len()];
-            let mut read_buf = ReadBuf::new(&mut bytes);
-            let peeked = ready!(socket.poll_peek(cx, &mut read_buf));
-            let seen = read_buf.filled();
-            if !matches!(peeked, Ok(1..)) || !PREFACE.starts_with(seen) {
-                return Poll::Ready(false);
-            }
-            if seen.len() == PREFACE.len() {
-                return Poll::Ready(true);
-            }
-            // The next look has to wait for more than what is there.
-            let nothing = || Err::<(), _>(std::io::ErrorKind::WouldBlock.into());
-            _ = socket.try_io(Interest::READABLE, nothing);
+    match begins_with_preface(socket).await {
+        Ok(true) => Version::HTTP_2,
+        // What else there is to say about the socket, the first read of it says.
+        Ok(false) | Err(_) => Version::HTTP_11,
+    }
+}
+
+async fn begins_with_preface(socket: &TcpStream) -> io::Result<bool> {
+    let mut bytes = [0; PREFACE.len()];
+    loop {
+        let ready = socket.ready(Interest::READABLE).await?;
+        let seen = socket.peek(&mut bytes).await?;
+        if bytes == *PREFACE {
+            return Ok(true);
         }
-    });
-    if is_http2.await { Version::HTTP_2 } else { Version::HTTP_11 }
+        // Where no more will come tokio calls the socket readable again at once, for ever.
+        if !PREFACE.starts_with(&bytes[..seen]) || ready.is_read_closed() {
+            return Ok(false);
+        }
+        // The next look has to wait for more than what is there.
+        let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        _ = socket.try_io(Interest::READABLE, nothing);
+    }
 }
 
 /// What the streams of one connection share.
@@ -115,58 +123,51 @@ impl Connection {
 
     /// Judges one request.
     async fn answer(&self, mut request: Request<Incoming>) -> Answer {
-        self.was_used.set(true);
-        match self.judge(&mut request).await {
-            Ok(response) => response,
-            Err((reason, response)) => {
-                self.shard.counters.connections_rejected[reason as usize].increment();
-                response
-            }
-        }
-    }
-
-    async fn judge(&self, request: &mut Request<Incoming>) -> Result<Answer, (Rejection, Answer)> {
         let (shard, began_at) = (&self.shard, Instant::now());
-        let refused = |refusal: Refusal| (refusal.reason(), refusal.response());
-        let is_refused = self.handshake.refusal.is_some()
-            || matches!(&*self.handshake.check_in.borrow(), CheckIn::Refused { .. });
-        if request.method() != Method::CONNECT || is_refused {
+        self.was_used.set(true);
+        if request.method() != Method::CONNECT || self.handshake.is_refused() {
             // No connection comes of it, also where the next request is somebody else's.
-            let outcome = answer(shard, &self.handshake, request).await;
+            let answer = match answer(shard, &self.handshake, &mut request).await {
+                Ok(Outcome::Page(page)) => self.count_page(page),
+                Ok(Outcome::Connection(..)) => self.refuse(&self.handshake, &Refusal::Full),
+                Err(refusal) => self.refuse(&self.handshake, &refusal),
+            };
             if self.is_of_proxy() {
                 self.handshake.check_in.replace(CheckIn::Later);
             }
-            return match outcome {
-                Ok(Outcome::Page(page)) => Ok(self.count_page(page)),
-                Ok(Outcome::Connection(..)) => Err(refused(Refusal::Full)),
-                Err(refusal) => Err(refused(refusal)),
-            };
+            return answer;
         }
         if !shard.loads.try_enter_at(shard.id) {
-            return Err(refused(Refusal::Full));
+            return self.refuse(&self.handshake, &Refusal::Full);
         }
         let Some(reserved) = reserve(shard, began_at, None) else {
-            return Err(refused(Refusal::Full));
+            return self.refuse(&self.handshake, &Refusal::Full);
         };
         let token = Arc::clone(&self.streams);
         let handshake = Rc::clone(&reserved.handshake);
         // Each stream has to come in too: it is a connection of its own.
         handshake.remote.set(self.handshake.remote.get());
-        let judged = pin!(answer(shard, &handshake, request));
+        let judged = pin!(answer(shard, &handshake, &mut request));
         match in_time(&handshake, judged).await {
-            Some(Ok(Outcome::Page(page))) => Ok(self.count_page(page)),
+            Some(Ok(Outcome::Page(page))) => self.count_page(page),
             Some(Ok(Outcome::Connection(response, accepted))) => {
                 let answered = Answered { reserved, accepted, began_at, token };
                 self.answered.borrow_mut().push(answered);
-                Ok(response)
+                response
             }
-            Some(Err(refusal)) => Err(refused(refusal)),
+            Some(Err(refusal)) => self.refuse(&handshake, &refusal),
             None => {
+                reject(shard, &handshake, Rejection::Timeout);
                 let mut response = Answer::default();
                 *response.status_mut() = StatusCode::REQUEST_TIMEOUT;
-                Err((Rejection::Timeout, response))
+                response
             }
         }
+    }
+
+    fn refuse(&self, handshake: &Handshake, refusal: &Refusal) -> Answer {
+        reject(&self.shard, handshake, refusal.reason());
+        refusal.response()
     }
 
     fn count_page(&self, page: Answer) -> Answer {
@@ -184,8 +185,7 @@ impl Connection {
             let upgraded = Pin::new(&mut upgrade).poll(&mut Context::from_waker(Waker::noop()));
             let Poll::Ready(Ok(upgraded)) = upgraded else {
                 // The client has taken it back.
-                let reason = Rejection::Disconnected as usize;
-                self.shard.counters.connections_rejected[reason].increment();
+                reject(&self.shard, &reserved.handshake, Rejection::Disconnected);
                 continue;
             };
             reserved.is_kept = true;
@@ -257,22 +257,22 @@ pub(super) async fn serve(reserved: Reservation, socket: Stream, accepted_at: In
         }
         // GOAWAY: whoever is told no or is drained has nothing more to do here.
         let is_unwanted =
-            shard.stage.get() != Stage::Serving || handshake.refusal.is_some() && had_requests;
+            shard.stage.get() != Stage::Serving || handshake.is_refused() && had_requests;
         let mut leaves = is_unwanted && !connection.has_streams() && !is_leaving;
         if handshake.poll_expired(cx).is_ready() {
-            let now = shard.now();
-            if is_leaving {
-                return Poll::Ready(());
-            }
+            // A request that was on its way to us when we said GOAWAY is answered like any other.
             if connection.has_streams() || connection.was_used.take() {
-                handshake.renew(now + shard.settings().idle_timeout, &shard);
+                handshake.renew(shard.now() + shard.settings().idle_timeout, &shard);
                 _ = handshake.poll_expired(cx);
+            } else if is_leaving {
+                return Poll::Ready(());
             } else {
                 leaves = true;
             }
         }
         if leaves {
             is_leaving = true;
+            connection.was_used.set(false);
             handshake.renew(shard.now() + shard.settings().close_timeout, &shard);
             _ = handshake.poll_expired(cx);
             http.as_mut().graceful_shutdown();
@@ -284,6 +284,6 @@ pub(super) async fn serve(reserved: Reservation, socket: Stream, accepted_at: In
     if !had_requests {
         let is_late = accepted_at.elapsed() >= shard.settings().handshake_timeout;
         let reason = if is_late { Rejection::Timeout } else { Rejection::Disconnected };
-        shard.counters.connections_rejected[reason as usize].increment();
+        reject(&shard, &handshake, reason);
     }
 }

@@ -21,7 +21,6 @@ use crate::shard::handshake::check_in::CheckIn;
 use crate::shard::stream::Stream;
 use crate::telemetry::counters::TEXT;
 use crate::wire::close::CloseCode;
-use crate::wire::decoder::MAX_KEPT_BYTES;
 
 /// What a connection begins with.
 pub(super) struct Opening {
@@ -83,10 +82,7 @@ pub(super) fn open(shard: &Rc<Shard>, opening: Opening) {
             client.send(&mut connection, &raw::hello(&id.to_uuid(shard.gateway)), shard);
         }
         if !early.is_empty() {
-            let buffer = &mut *shard.read_buffer.borrow_mut();
-            buffer[MAX_KEPT_BYTES..MAX_KEPT_BYTES + early.len()].copy_from_slice(&early);
-            shard.counters.received_bytes.add(early.len() as u64);
-            driver::process_read(&client, &mut connection, shard, buffer, early.len(), now);
+            driver::process_early(&client, &mut connection, shard, &early, now);
         }
         if shard.stage.get() == Stage::Refusing {
             connection.close(now, CloseCode::GOING_AWAY, DRAINING, &shard.timing());
