@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use crate::api::error::ApiError;
 use crate::api::gateway::{DrainRequest, Gateway, Phase};
 use crate::api::request::Call;
+use crate::auth::access::RenewalError;
 use crate::pubsub::{Batch, ChannelName, ConnectionId};
 use crate::shard::orders::{Description, Order, Refreshed, Renewal, Shed, Whose};
 
@@ -103,7 +104,12 @@ async fn refresh(gateway: &Gateway, whose: Whose, renewal: Renewal) -> Result<Va
             Refreshed::Done => {}
             Refreshed::NotFound => return Err(ApiError::ConnectionNotFound),
             Refreshed::Anonymous => return Err(ApiError::ConnectionAnonymous),
-            Refreshed::Refused(error) => return Err(ApiError::Token(error)),
+            Refreshed::Refused(error) => {
+                if let RenewalError::Token(error) = &error {
+                    gateway.counters.token_rejections[error.index()].increment();
+                }
+                return Err(ApiError::Token(error));
+            }
         }
     }
     Ok(json!({}))
@@ -170,14 +176,16 @@ async fn shed(gateway: &Gateway, percent: f64, duration: Duration) -> Result<Val
             answers.push(answer);
         }
     }
-    if answers.is_empty() {
+    let mut counts = Vec::new();
+    for answer in answers {
+        // One that is late closes nobody.
+        counts.extend(answered(answer).await);
+    }
+    if counts.is_empty() {
         gateway.shedding_until.set(None);
         return Err(ApiError::Busy("all shards are busy"));
     }
-    let mut connections = 0;
-    for answer in answers {
-        connections += answered(answer).await?;
-    }
+    let connections: usize = counts.iter().sum();
     tracing::info!(percent, ?duration, connections, "shedding connections");
     Ok(json!({ "num_clients": connections }))
 }

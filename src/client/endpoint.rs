@@ -98,7 +98,7 @@ impl FromStr for Endpoint {
 impl Endpoint {
     /// `rest` is `/FILE:/PATH`, or `/FILE` for the root.
     fn unix(url: &str, rest: &str) -> Result<Self, EndpointError> {
-        let (file, target) = rest.rsplit_once(":/").unwrap_or((rest, ""));
+        let (file, target) = rest.split_once(":/").unwrap_or((rest, ""));
         let target = format!("/{target}");
         let is_target = target.parse::<Uri>().is_ok();
         if !file.starts_with('/') || !is_target {
@@ -169,6 +169,9 @@ mod tests {
         assert_eq!(socket.place, Place::Unix("/run/wsgate.sock".into()));
         assert_eq!(socket.target, "/echo?x");
         assert_eq!(endpoint("ws+unix:///run/wsgate.sock").target, "/");
+        let socket = endpoint("ws+unix:///run/wsgate.sock:/channels/a?also=x:/y");
+        assert_eq!(socket.place, Place::Unix("/run/wsgate.sock".into()));
+        assert_eq!(socket.target, "/channels/a?also=x:/y");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use crate::client::text;
 use crate::wire::extensions::WindowBits;
 
 /// What is offered, as browsers do: the server may have each message refer to those before it, and
@@ -21,7 +22,7 @@ pub(super) struct Agreed {
 
 /// An answer that nobody may give to the offer (section 7.1).
 #[derive(Debug, PartialEq, Eq, Error)]
-#[error("the server answered the extensions \"{0}\", which were not offered")]
+#[error("the server answered the extensions \"{}\", which were not offered", text::escaped(.0))]
 pub(super) struct UnknownExtension(String);
 
 /// Reads the server's `Sec-WebSocket-Extensions`.
@@ -88,5 +89,7 @@ mod tests {
         ] {
             assert_eq!(agreed(answer), Err(UnknownExtension(answer.to_owned())), "{answer}");
         }
+        let told = agreed("x\u{9b}31m\u{202e}").expect_err("it is none").to_string();
+        assert!(!told.contains(['\u{9b}', '\u{202e}']), "{told}");
     }
 }

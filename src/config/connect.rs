@@ -2,11 +2,13 @@
 //! the token, no environment: it is no service.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue, ORIGIN};
+use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use thiserror::Error;
@@ -76,8 +78,8 @@ pub struct ConnectFlags {
 
     /// Send this as a bearer token; better given as WSGATE_TOKEN, since others can read a command
     /// line
-    #[arg(long, value_name = "TOKEN", help_heading = HANDSHAKE, value_parser = read_bearer)]
-    token: Option<HeaderValue>,
+    #[arg(long, value_name = "TOKEN", help_heading = HANDSHAKE)]
+    token: Option<Token>,
 
     /// Connect as a page of this origin would; an origin is a scheme and a host, with its port if it
     /// has another one than its scheme
@@ -147,6 +149,22 @@ pub struct ConnectFlags {
     timeout: Option<Duration>,
 }
 
+/// A token as it was given. Never shown, so it is not for clap to say what is wrong with it.
+#[derive(Clone)]
+struct Token(String);
+
+impl From<String> for Token {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(***)")
+    }
+}
+
 /// What is wrong with the arguments beside what clap has told already.
 #[derive(Debug, Error)]
 pub enum ConnectError {
@@ -158,9 +176,14 @@ pub enum ConnectError {
         /// What is wrong with it.
         error: String,
     },
-    /// The token of the environment.
-    #[error("{TOKEN_VARIABLE}: {0}")]
-    Token(String),
+    /// The token of the flag or of the environment, which is not repeated.
+    #[error("{from}: {error}")]
+    Token {
+        /// Where it was given.
+        from: &'static str,
+        /// What is wrong with it.
+        error: String,
+    },
 }
 
 impl ConnectFlags {
@@ -170,15 +193,15 @@ impl ConnectFlags {
     ///
     /// The operator erred: print it, and exit with 2.
     pub fn options(self, token: Option<OsString>) -> Result<Options, ConnectError> {
-        let bearer = match (self.token, token) {
-            (Some(bearer), _) => Some(bearer),
-            (None, Some(token)) => {
-                let token = token.to_str().ok_or("it is not text");
-                let bearer = token.map_err(str::to_owned).and_then(read_bearer);
-                Some(bearer.map_err(ConnectError::Token)?)
-            }
-            (None, None) => None,
+        let (token, from) = match (self.token, token) {
+            (Some(Token(token)), _) => (Some(Ok(token)), "--token"),
+            (None, token) => (token.map(OsString::into_string), TOKEN_VARIABLE),
         };
+        let bearer = token.map(|token| {
+            let token = token.map_err(|_| "it is not text".to_owned());
+            let bearer = token.and_then(|token| read_bearer(&token));
+            bearer.map_err(|error| ConnectError::Token { from, error })
+        });
         let trust = match self.ca {
             Some(path) => read_ca(path)?,
             None if self.insecure => Trust::Anyone,
@@ -191,7 +214,7 @@ impl ConnectFlags {
             wishes: Wishes {
                 headers: self.header,
                 subprotocols: self.subprotocol,
-                bearer,
+                bearer: bearer.transpose()?,
                 origin: self.origin,
                 compression: self.compression,
             },
@@ -216,7 +239,12 @@ impl ConnectFlags {
 fn read_ca(path: PathBuf) -> Result<Trust, ConnectError> {
     let certificates = CertificateDer::pem_file_iter(&path)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| error.to_string());
+        .map_err(|error| error.to_string())
+        .and_then(|certificates| {
+            let mut roots = RootCertStore::empty();
+            let added = certificates.iter().try_for_each(|one| roots.add(one.clone()));
+            added.map(|()| certificates).map_err(|error| error.to_string())
+        });
     match certificates {
         Ok(certificates) if certificates.is_empty() => {
             Err(ConnectError::Ca { path, error: "it holds no certificate".to_owned() })
@@ -317,7 +345,6 @@ mod tests {
             (&["ws://h/", "--header", "X-A 1"], "Write 'Name: value'"),
             (&["ws://h/", "--header", "Upgrade: h2c"], "upgrade is the handshake's own"),
             (&["ws://h/", "--subprotocol", "a, b"], "repeat the flag for several"),
-            (&["ws://h/", "--token", "a b"], "visible ASCII characters alone"),
             (&["ws://h/", "--origin", ""], "Write https://example.com"),
             (&["ws://h/", "--ca", "f", "--insecure"], "cannot be used with"),
         ] {
@@ -332,19 +359,34 @@ mod tests {
         let options = flags().options(Some("sesame".into())).expect("a good token");
         assert_eq!(options.wishes.bearer.as_ref().expect("one"), "Bearer sesame");
         assert!(!format!("{options:?}").contains("sesame"));
-        assert!(flags().options(Some("open sesame".into())).is_err());
 
         let by_flag = super::tests::options(&["ws://h/", "--token", "mine"]);
         assert_eq!(by_flag.wishes.bearer.expect("one"), "Bearer mine");
+
+        let bad =
+            super::tests::flags(&["ws://h/", "--token", "sesame\r"]).expect("not looked at yet");
+        assert!(!format!("{bad:?}").contains("sesame"));
+        for (from, refused) in [
+            ("--token: ", bad.options(None)),
+            ("WSGATE_TOKEN: ", flags().options(Some("sesame\r".into()))),
+        ] {
+            let error = refused.expect_err("it has a line end").to_string();
+            assert!(error.starts_with(from) && error.contains("look for a line end"), "{error}");
+            assert!(!error.contains("sesame"), "{error}");
+        }
     }
 
     #[test]
     fn file_without_certificates_is_named() {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
-        for path in [file, "/nowhere/at/all.pem"] {
+        let broken = std::env::temp_dir().join(format!("wsgate-{}.pem", std::process::id()));
+        let pem = "-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n";
+        std::fs::write(&broken, pem).expect("room for a file");
+        for path in [file, "/nowhere/at/all.pem", broken.to_str().expect("a path of text")] {
             let flags = flags(&["wss://h/", "--ca", path]).expect("the path is not looked at yet");
             let error = flags.options(None).expect_err("no certificate").to_string();
             assert!(error.starts_with(&format!("--ca is \"{path}\"")), "{error}");
         }
+        std::fs::remove_file(broken).expect("it is there");
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Semaphore, watch};
 use tracing::{debug, warn};
 
 use crate::api::gateway::Gateway;
@@ -29,7 +29,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until the process ends, or until `leave` says that another one serves here now: then nobody
 /// is accepted any more, and those who are connected are let go after the answer that they wait for.
-pub(super) async fn serve(gateway: Rc<Gateway>, listener: TcpListener, leave: Rc<Notify>) {
+pub(super) async fn serve(
+    gateway: Rc<Gateway>,
+    listener: TcpListener,
+    leave: watch::Receiver<bool>,
+) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => {
@@ -38,15 +42,16 @@ pub(super) async fn serve(gateway: Rc<Gateway>, listener: TcpListener, leave: Rc
         }
     };
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut left = std::pin::pin!(leave.notified());
+    let mut leaves = std::pin::pin!(left(leave.clone()));
     loop {
         let next = async {
             let place = Arc::clone(&room).acquire_owned().await;
             (place.expect("the semaphore is never closed"), listener.accept().await)
         };
         let (place, accepted) = tokio::select! {
+            biased;
+            () = &mut leaves => return,
             next = next => next,
-            () = &mut left => return,
         };
         let socket = match accepted {
             Ok((socket, _)) => socket,
@@ -56,7 +61,7 @@ pub(super) async fn serve(gateway: Rc<Gateway>, listener: TcpListener, leave: Rc
                 continue;
             }
         };
-        let (gateway, leave) = (Rc::clone(&gateway), Rc::clone(&leave));
+        let (gateway, leave) = (Rc::clone(&gateway), leave.clone());
         tokio::task::spawn_local(async move {
             let service = service_fn(|request| {
                 let gateway = Rc::clone(&gateway);
@@ -70,7 +75,7 @@ pub(super) async fn serve(gateway: Rc<Gateway>, listener: TcpListener, leave: Rc
             let served = async {
                 tokio::select! {
                     ended = &mut connection => return ended,
-                    () = leave.notified() => {}
+                    () = left(leave) => {}
                 }
                 connection.as_mut().graceful_shutdown();
                 connection.await
@@ -82,5 +87,12 @@ pub(super) async fn serve(gateway: Rc<Gateway>, listener: TcpListener, leave: Rc
             }
             drop(place);
         });
+    }
+}
+
+/// Resolves once `leave` says so, if it ever does.
+async fn left(mut leave: watch::Receiver<bool>) {
+    if leave.wait_for(|leaves| *leaves).await.is_err() {
+        std::future::pending().await
     }
 }

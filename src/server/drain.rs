@@ -4,12 +4,13 @@
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tracing::{error, info};
 
 use crate::api::gateway::{DrainRequest, Gateway, Phase};
 use crate::server::settings::Settings;
 use crate::server::{ServeError, ShardThread, notify};
-use crate::shard::orders::Order;
+use crate::shard::orders::{Handle, Order};
 
 /// What a shard gets beyond its own limits to end before it is given up.
 const DRAIN_MARGIN: Duration = Duration::from_secs(2);
@@ -66,14 +67,14 @@ pub(super) async fn drain(
             info!(signal, connections, ?grace, "drain: not ready any more, still accepting");
             tokio::time::sleep(grace).await;
             if sockets_stay {
-                leave(gateway).await;
+                leave(gateway.shards()).await;
             }
         }
         Cause::Succeeded => {
             // To the manager this process is none of its own any more.
             notify::status(&status);
             gateway.set_phase(Phase::Closing);
-            leave(gateway).await;
+            leave(gateway.shards()).await;
             info!(signal, connections, ?grace, "drain: another process accepts, serving on");
             // Who has come last has time for what it came for.
             tokio::time::sleep(grace).await;
@@ -84,7 +85,7 @@ pub(super) async fn drain(
     let connections = gateway.loads().total();
     info!(connections, ?duration, "drain: accepting no more, closing connections");
     let all_ended = async {
-        tell_all(gateway, |reply| Order::Drain { duration, reply }).await;
+        tell_all(gateway.shards(), |reply| Order::Drain { duration, reply }).await;
         for shard in gateway.shards() {
             shard.order(Order::End).await;
         }
@@ -105,23 +106,47 @@ pub(super) async fn drain(
 
 /// Has all shards stop to accept, and waits until they have: only then can none of them hand a new
 /// socket to one that has closed all and waits for the end.
-async fn leave(gateway: &Gateway) {
-    let left = tell_all(gateway, |reply| Order::Leave { reply });
+async fn leave(shards: &[Handle]) {
+    let left = tell_all(shards, |reply| Order::Leave { reply });
     if tokio::time::timeout(LEAVE_TIMEOUT, left).await.is_err() {
         error!("a shard does not turn; what it accepts now may be cut");
     }
 }
 
-/// Gives an order to all shards, and waits until each has carried it out.
-async fn tell_all(gateway: &Gateway, order: impl Fn(oneshot::Sender<()>) -> Order) {
-    let mut answers = Vec::new();
-    for shard in gateway.shards() {
+/// Gives an order to all shards, and waits until each has carried it out. One that is stuck does not keep
+/// the others from it.
+async fn tell_all(shards: &[Handle], order: impl Fn(oneshot::Sender<()>) -> Order) {
+    let mut telling = JoinSet::new();
+    for shard in shards {
         let (reply, answer) = oneshot::channel();
-        shard.order(order(reply)).await;
-        answers.push(answer);
+        let (shard, order) = (shard.clone(), order(reply));
+        telling.spawn(async move {
+            shard.order(order).await;
+            // A shard that fails has nothing more to do.
+            _ = answer.await;
+        });
     }
-    for answer in answers {
-        // A shard that fails has nothing more to do.
-        _ = answer.await;
+    telling.join_all().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn shard_that_takes_no_order_keeps_no_other_from_its_own() {
+        let (stuck, _orders) = Handle::new();
+        loop {
+            let (reply, _) = oneshot::channel();
+            if stuck.try_order(Order::Beat { reply }).is_err() {
+                break;
+            }
+        }
+        let (other, mut orders) = Handle::new();
+        let shards = [stuck, other];
+        tokio::select! {
+            () = tell_all(&shards, |reply| Order::Leave { reply }) => panic!("one does not turn"),
+            order = orders.recv() => assert!(matches!(order, Some(Order::Leave { .. }))),
+        }
     }
 }

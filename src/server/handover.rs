@@ -310,7 +310,7 @@ fn too_slow() -> HandoverError {
 /// Where a running gateway hands over.
 pub(super) struct Office {
     /// A successor puts its own socket in this place, which stays there.
-    _path: UnixPath,
+    path: UnixPath,
     listener: UnixListener,
     /// By setting; another descriptor of every socket that a shard or the admin listener has.
     sockets: Vec<(&'static str, Vec<OwnedFd>)>,
@@ -331,7 +331,7 @@ impl Office {
         let failed = |source| ServeError::HandoverSocket { path: path.to_owned(), source };
         let listener = listen(path).and_then(UnixListener::from_std).map_err(failed)?;
         let path = UnixPath::new(path).map_err(failed)?;
-        Ok(Self { _path: path, listener, sockets, has_successor: false })
+        Ok(Self { path, listener, sockets, has_successor: false })
     }
 
     /// Resolves when another process has taken over and is told that this one leaves. Whatever else
@@ -357,8 +357,12 @@ impl Office {
         }
     }
 
-    /// Whether another process listens on these sockets now, or is about to.
-    pub(super) fn has_successor(&self) -> bool {
+    /// Closes it. Returns whether another process listens on these sockets now, or is about to; then what
+    /// is at the path is that one's, or will be.
+    pub(super) fn close(mut self) -> bool {
+        if self.has_successor {
+            self.path.leave();
+        }
         self.has_successor
     }
 

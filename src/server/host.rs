@@ -25,11 +25,14 @@ struct Host {
 
 /// Logs every conflict between `settings` and this host.
 pub(super) fn warn_of_conflicts(settings: &Settings) {
-    let is_local =
-        settings.listen.iter().chain(&settings.plain_listen).all(|address| match address {
-            ListenAddress::Tcp(address) => address.ip().is_loopback(),
-            ListenAddress::Unix(_) => true,
-        });
+    let listen = settings.listen.iter().chain(&settings.plain_listen);
+    // A Unix socket takes no ports.
+    let mut addresses = listen.filter_map(|address| match address {
+        ListenAddress::Tcp(address) => Some(address.ip()),
+        ListenAddress::Unix(_) => None,
+    });
+    let is_local = addresses.next().is_some_and(|first| first.is_loopback())
+        && addresses.all(|other| other.is_loopback());
     let host = Host::read(|name| fs::read_to_string(format!("/proc/sys/{name}")).ok());
     for conflict in host.conflicts(settings.max_connections, is_local) {
         warn!("{conflict}");

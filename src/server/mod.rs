@@ -39,8 +39,8 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::runtime::{Builder, LocalOptions, RuntimeMetrics};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Notify;
 use tokio::sync::oneshot::{self, error::RecvError};
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::api::gateway::{ApiAccess, Gateway};
@@ -280,8 +280,8 @@ async fn run(mut settings: Settings, mut read: Reload) -> Result<(), ServeError>
         Instant::now(),
     ));
     let mut drain_requests = gateway.drain_requests();
-    let leave_admin = Rc::new(Notify::new());
-    let admin = admin::serve(Rc::clone(&gateway), admin_listener, Rc::clone(&leave_admin));
+    let (leave_admin, leave) = watch::channel(false);
+    let admin = admin::serve(Rc::clone(&gateway), admin_listener, leave);
     tokio::task::spawn_local(admin);
     tokio::task::spawn_local(hand_over(Rc::clone(&gateway)));
     tokio::task::spawn_local(notify::watchdog(Rc::clone(&gateway)));
@@ -353,7 +353,7 @@ async fn run(mut settings: Settings, mut read: Reload) -> Result<(), ServeError>
                 Word::Reload => {
                     notify::reloading();
                     let applied = Applied { gateway: &gateway, admin_listen, open_files };
-                    settings = reload::reload(&mut read, settings, &applied);
+                    settings = reload::reload(&mut read, settings, &applied).await;
                     if let (Some(certificates), Some(tls)) = (&certificates, &settings.tls) {
                         certificates.reload(tls);
                     }
@@ -366,12 +366,11 @@ async fn run(mut settings: Settings, mut read: Reload) -> Result<(), ServeError>
     };
     // Its descriptors would keep the sockets open, and nobody can follow a gateway that drains.
     drop(succeeded);
-    if let Cause::Succeeded = cause {
-        // The successor's admin port is this one's.
-        leave_admin.notify_waiters();
-    }
     // A drain that comes between does not keep a successor from going on.
-    if office.is_some_and(|office| office.has_successor()) {
+    let has_successor = office.is_some_and(Office::close);
+    if has_successor {
+        // The successor's admin port is this one's.
+        leave_admin.send_replace(true);
         unix_paths.iter_mut().for_each(UnixPath::leave);
     }
     // Of the signals that follow, this many are only another word for what goes on already: an
@@ -380,8 +379,9 @@ async fn run(mut settings: Settings, mut read: Reload) -> Result<(), ServeError>
         Cause::Signal(_) => 0,
         Cause::Request(_) | Cause::Succeeded => 1,
     };
+    let sockets_stay = is_activated || has_successor;
     let mut drain =
-        std::pin::pin!(drain::drain(&gateway, &settings, &mut threads, cause, is_activated));
+        std::pin::pin!(drain::drain(&gateway, &settings, &mut threads, cause, sockets_stay));
     loop {
         tokio::select! {
             ended = &mut drain => return ended,

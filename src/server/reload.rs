@@ -5,8 +5,9 @@
 use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use crate::api::gateway::Gateway;
@@ -30,6 +31,9 @@ pub struct Reloaded {
 /// Reads the configuration anew. An error changes nothing.
 pub type Reload = Box<dyn FnMut() -> Result<Reloaded, Box<dyn Error>>>;
 
+/// How long to wait for a shard to take the new settings, before they are called reloaded without it.
+const SHARD_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// What the settings are applied to.
 pub(super) struct Applied<'a> {
     pub(super) gateway: &'a Gateway,
@@ -39,7 +43,7 @@ pub(super) struct Applied<'a> {
 
 /// Reads the configuration anew and applies what can change. Returns the settings that hold then, which
 /// are `settings` where it is wrong.
-pub(super) fn reload(read: &mut Reload, settings: Settings, to: &Applied<'_>) -> Settings {
+pub(super) async fn reload(read: &mut Reload, settings: Settings, to: &Applied<'_>) -> Settings {
     let reloaded = match read() {
         Ok(reloaded) => reloaded,
         Err(error) => {
@@ -54,7 +58,7 @@ pub(super) fn reload(read: &mut Reload, settings: Settings, to: &Applied<'_>) ->
         }
     };
     let Reloaded { settings: new, taken, not_taken, warnings } = reloaded;
-    apply(&settings, &new, to);
+    apply(&settings, &new, to).await;
     to.gateway.note_reload(true, SystemTime::now());
     match &taken[..] {
         [] => info!("configuration reloaded: no setting has changed, key files were read anew"),
@@ -65,7 +69,8 @@ pub(super) fn reload(read: &mut Reload, settings: Settings, to: &Applied<'_>) ->
     new
 }
 
-fn apply(old: &Settings, new: &Settings, to: &Applied<'_>) {
+/// Done once every shard goes by `new`.
+async fn apply(old: &Settings, new: &Settings, to: &Applied<'_>) {
     let gateway = to.gateway;
     if new.max_connections != old.max_connections {
         let shards = new.shards.get();
@@ -78,12 +83,23 @@ fn apply(old: &Settings, new: &Settings, to: &Applied<'_>) {
     }
     gateway.set_max_message_bytes(new.shard.max_message_bytes);
     let settings = Arc::new(new.shard.clone());
+    let mut applied = Vec::new();
     for shard in gateway.shards() {
+        let (reply, answer) = oneshot::channel();
+        let order = Order::Reload { settings: Arc::clone(&settings), reply };
+        applied.push(answer);
         // A shard that is stuck must not keep the others from it.
-        let order = Order::Reload { settings: Arc::clone(&settings) };
         if let Err(order) = shard.try_order(order) {
             let shard = shard.clone();
             tokio::task::spawn_local(async move { shard.order(order).await });
         }
+    }
+    let all_applied = async {
+        for answer in applied {
+            _ = answer.await;
+        }
+    };
+    if tokio::time::timeout(SHARD_TIMEOUT, all_applied).await.is_err() {
+        warn!("a shard does not turn; it will go by the new settings when it does");
     }
 }

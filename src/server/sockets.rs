@@ -69,7 +69,7 @@ impl Listening {
                         let failed = |source| explain(setting, address.clone(), source);
                         self.unix.push(UnixPath::of_another(path).map_err(failed)?);
                     }
-                    self.place(setting, found.sockets, entrance)?;
+                    self.place(setting, found.sockets, Some(found.from), entrance)?;
                     taken.push(found.address);
                 }
                 None if is_managed => {}
@@ -77,7 +77,7 @@ impl Listening {
             }
         }
         for found in opened {
-            self.place(setting, found.sockets, entrance)?;
+            self.place(setting, found.sockets, Some(found.from), entrance)?;
             taken.push(found.address);
         }
         Ok(taken)
@@ -103,16 +103,18 @@ impl Listening {
                 (address.clone(), vec![ListeningSocket::Unix(socket)])
             }
         };
-        self.place(setting, sockets, entrance)?;
+        self.place(setting, sockets, None, entrance)?;
         Ok(taken)
     }
 
     /// Gives each shard at least one of `sockets`, which are open at one address, and every one of them
-    /// to a shard, so that nobody waits in a backlog from which no one accepts.
+    /// to a shard, so that nobody waits in a backlog from which no one accepts. `from`: who has opened
+    /// them, if not this process.
     fn place(
         &mut self,
         setting: &'static str,
         mut sockets: Vec<ListeningSocket>,
+        from: Option<Origin>,
         entrance: &Entrance,
     ) -> Result<(), ServeError> {
         let shared = sockets.iter().map(|socket| socket.try_clone().map(OwnedFd::from));
@@ -122,8 +124,10 @@ impl Listening {
         while sockets.len() < self.shards.len() {
             let known = &sockets[sockets.len() % count];
             // One more of the same address where those that are there allow it; else two shards accept
-            // from one socket.
-            let more = match known.tcp_address().map(|address| listen(address, true)) {
+            // from one socket. Beside those of the manager there must not be another: the next process
+            // would not have it, and who waits there when this one ends would be reset.
+            let address = known.tcp_address().filter(|_| from != Some(Origin::Manager));
+            let more = match address.map(|address| listen(address, true)) {
                 Some(Ok(socket)) => {
                     let socket = ListeningSocket::Tcp(socket);
                     shared.push(socket.try_clone().map_err(&failed)?.into());

@@ -101,6 +101,8 @@ pub enum Order {
     Reload {
         /// What the shard cannot change while it runs is as it was.
         settings: Arc<Settings>,
+        /// They hold.
+        reply: oneshot::Sender<()>,
     },
     /// Say that the shard turns.
     Beat {
@@ -307,6 +309,9 @@ impl Shard {
 
     fn handle_order(self: &Rc<Self>, order: Order) {
         match order {
+            // Whoever asked was told to ask again: it must not happen twice.
+            Order::Send { reply, .. } if reply.is_closed() => {}
+            Order::Shed { reply, .. } if reply.is_closed() => {}
             Order::Serve { socket, entrance, accepted_at } => {
                 handshake::begin_handed_over(self, socket, entrance, accepted_at);
             }
@@ -339,7 +344,10 @@ impl Shard {
                 let channels = hub.channels().filter(|(name, _)| matches(name));
                 _ = reply.send(channels.map(|(name, count)| (name.clone(), count)).collect());
             }
-            Order::Reload { settings } => self.reload(settings),
+            Order::Reload { settings, reply } => {
+                self.reload(settings);
+                _ = reply.send(());
+            }
             Order::Beat { reply } => _ = reply.send(()),
             Order::Shed { shed, reply } => _ = reply.send(self.shed(shed)),
             Order::Leave { reply } => {

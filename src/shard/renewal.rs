@@ -136,7 +136,8 @@ impl Shard {
         self.close_each(clients, code, reason);
     }
 
-    /// Renews what `whose` connections have, or ends them.
+    /// Renews what `whose` connections have, or ends them. A token that is not believed is for whoever asked
+    /// to count: they ask each shard.
     pub(super) fn refresh(self: &Rc<Self>, whose: &Whose, renewal: &Renewal) -> Refreshed {
         let (clients, user) = match whose {
             Whose::Connection { connection, user } => {
@@ -176,7 +177,8 @@ impl Shard {
                 }
             }
             Renewal::Expired => {
-                self.counters.token_expirations.add(clients.len() as u64);
+                let open = clients.iter().filter(|client| client.hold(self).is_open());
+                self.counters.token_expirations.add(open.count() as u64);
                 self.close_each(clients, TOKEN_EXPIRED, "token expired".to_owned());
             }
         }
@@ -222,16 +224,16 @@ impl Shard {
     fn renewed_by(&self, client: &Client, token: &str) -> Result<Arc<Identity>, RenewalError> {
         let current = self.users.borrow().identity(client.id.slot).cloned();
         let user = current.as_ref().and_then(|identity| identity.user());
-        self.believe_renewal(user, token).map(Arc::new)
+        let renewed = self.believe_renewal(user, token);
+        if let Err(RenewalError::Token(error)) = &renewed {
+            self.counters.token_rejections[error.index()].increment();
+        }
+        renewed.map(Arc::new)
     }
 
     fn believe_renewal(&self, user: Option<&User>, token: &str) -> Result<Identity, RenewalError> {
         let now = UnixSeconds::at(SystemTime::now());
-        let renewed = self.settings().access.renew(user, token, now);
-        if let Err(RenewalError::Token(error)) = &renewed {
-            self.counters.token_rejections[error.index()].increment();
-        }
-        renewed
+        self.settings().access.renew(user, token, now)
     }
 
     /// From now on `client` is what its newest token says. A channel that this does not allow it to
