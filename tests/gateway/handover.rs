@@ -346,3 +346,67 @@ async fn socket_that_nobody_answers_at_is_replaced_and_another_file_is_not() {
     );
     assert_eq!(fs::read_to_string(path.0.path()).expect("it is there"), "somebody's notes");
 }
+
+#[tokio::test]
+async fn gateway_that_drains_in_the_middle_of_a_handover_leaves_its_places_to_the_successor() {
+    let path = Path::new();
+    let drain = ["--drain-grace", "60s", "--drain-duration", "60s"];
+    let mut running = path.start("2", &drain).await;
+    let _client = running.connect("/echo").await;
+    let mut successor = path.say(b"{\"wsgate_handover\":1}\n").await;
+    assert_eq!(offer(&mut successor).await["wsgate_handover"], 1);
+    running.until_logged("another process takes over").await;
+    running.signal(Signal::TERM);
+    // Two that answer at one admin port would contradict each other. This successor has no descriptors.
+    until("the admin port to be left", async || {
+        TcpStream::connect(running.admin_listen).await.is_err().then_some(())
+    })
+    .await;
+    running.signal(Signal::TERM);
+    assert!(running.exit().await.success());
+    assert!(path.0.path().exists(), "what is there is the successor's");
+}
+
+/// Opens a WebSocket over HTTP/2 with frames of our own, as a client that has not heard of a GOAWAY yet.
+async fn connect_late(client: &mut RawClient) {
+    let literal = |name: &[u8], value: &[u8]| {
+        [&[0, name.len() as u8][..], name, &[value.len() as u8], value].concat()
+    };
+    let headers = [
+        literal(b":method", b"CONNECT"),
+        literal(b":protocol", b"websocket"),
+        literal(b":scheme", b"http"),
+        literal(b":path", b"/echo"),
+        literal(b":authority", b"localhost"),
+        literal(b"sec-websocket-version", b"13"),
+    ]
+    .concat();
+    // HEADERS with END_HEADERS on stream 1 (RFC 9113 section 6.2).
+    let head = [0, 0, headers.len() as u8, 1, 4, 0, 0, 0, 1];
+    client.send(&[&head, &headers[..]].concat()).await;
+}
+
+/// The HTTP/2 connection was cut 5 s after the GOAWAY, whatever was on it by then.
+#[tokio::test]
+async fn websocket_that_is_opened_over_http2_while_another_process_accepts_is_served_to_its_end() {
+    const CUT_AFTER: Duration = Duration::from_secs(5);
+    let path = Path::new();
+    let flags = ["--http2", "all", "--drain-grace", "60s"];
+    let running = path.start("1", &flags).await;
+    let mut client = RawClient::connect(running.listen).await;
+    // The preface and empty settings.
+    client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+    running.until_metric("wsgate_connections_accepted_total", &[], 1.0).await;
+    let _successor = path.start("1", &flags).await;
+    running.until_logged("drain: another process accepts").await;
+    let left_at = Instant::now();
+    connect_late(&mut client).await;
+    until("the time to pass in which it was cut", async || {
+        (left_at.elapsed() > CUT_AFTER + Duration::from_millis(500)).then_some(())
+    })
+    .await;
+    let message = encode(TEXT, b"still served");
+    let head = [0, 0, message.len() as u8, 0, 0, 0, 0, 0, 1];
+    client.send(&[&head, &message[..]].concat()).await;
+    client.reader.read_through(b"still served").await;
+}

@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::support::gateway::Gateway;
+use crate::support::gateway::{Gateway, channel_with_home};
 use crate::support::raw::{BINARY, CLOSE, CONTINUATION, PING, RawClient, TEXT, encode, request};
 use crate::support::until;
 
@@ -182,4 +182,103 @@ async fn info_waits_for_each_shard_to_count_whom_it_has_let_in() {
     frozen.thaw();
     let node = &gateway.call("info", json!({})).await["nodes"][0];
     assert_eq!([&node["num_clients"], &node["num_subs"], &node["num_channels"]], [1, 1, 1]);
+}
+
+/// It answered 503, "try again", and was sent all the same when the shard went on: twice in the end.
+#[tokio::test]
+async fn what_the_api_was_told_to_send_again_is_sent_once() {
+    let gateway = Gateway::start(&["--shards", "1"]).await;
+    let mut client = RawClient::connect(gateway.listen).await;
+    let id = client.upgrade("/echo").await;
+    let mut requests = gateway.requests().await;
+    let frozen = gateway.freeze(0);
+    let send = json!({ "connection": id, "data": "once" });
+    let refused = requests.call("send", send.clone()).await;
+    assert_eq!(refused.json()["error"]["code"], 108, "{}", refused.body);
+    let shed = requests.call("shed", json!({ "percent": 100, "duration": "1s" })).await;
+    assert_eq!(shed.json()["error"]["code"], 108, "{}", shed.body);
+    frozen.thaw();
+    assert_eq!(requests.call("send", send).await.json(), json!({ "result": {} }));
+    assert_eq!(client.read_message(TEXT).await, b"once");
+    // Neither a second one nor a Close comes before this.
+    client.send_frame(TEXT, b"echo").await;
+    assert_eq!(client.read_message(TEXT).await, b"echo");
+}
+
+/// Each shard checked it, and each counted.
+#[tokio::test]
+async fn refused_token_of_a_user_is_counted_once_and_so_is_each_expired_connection() {
+    let secret = "open, sesame, open, sesame, open, sesame";
+    let flags = ["--shards", "2", "--token-hmac-secret", secret];
+    let gateway = Gateway::start(&flags).await;
+    let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes()).expect("a secret");
+    let claims = json!({ "sub": "alice", "exp": 4_000_000_000_u64 });
+    let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key);
+    let path = format!("/echo?token={}", token.expect("it is signed"));
+    let mut client = gateway.open_raw_on_shard(1, &path).await;
+    let mut requests = gateway.requests().await;
+    let refused = requests.call("refresh", json!({ "user": "alice", "token": "x.y.z" })).await;
+    assert_eq!(refused.json()["error"]["code"], 107, "{}", refused.body);
+    gateway.until_metric("wsgate_connections", &[], 1.0).await;
+    for _ in 0..2 {
+        let expired = requests.call("refresh", json!({ "user": "alice", "expired": true })).await;
+        assert_eq!(expired.json(), json!({ "result": {} }));
+    }
+    assert_eq!(client.read_close().await.0, 3005);
+    let metrics = gateway.metrics().await;
+    assert_eq!(metrics.sum("wsgate_token_rejections_total", &[]), 1.0);
+    assert_eq!(metrics.sum("wsgate_token_expirations_total", &[]), 1.0);
+}
+
+/// It was told as done when it had only been asked for.
+#[tokio::test]
+async fn reload_is_told_when_every_shard_goes_by_it() {
+    let gateway = Gateway::start(&["--shards", "2"]).await;
+    let frozen = gateway.freeze(0);
+    gateway.signal(Signal::HUP);
+    gateway.until_logged("configuration reloaded").await;
+    let log = gateway.log();
+    let (waited, told) = (log.find("a shard does not turn"), log.find("configuration reloaded"));
+    assert!(waited.is_some() && waited < told, "{log}");
+    frozen.thaw();
+    gateway.signal(Signal::HUP);
+    gateway.until_metric("wsgate_config_reloads_total", &[], 2.0).await;
+    assert_eq!(gateway.log().matches("a shard does not turn").count(), 1);
+}
+
+/// They were published however full the mailbox was.
+#[tokio::test]
+async fn frames_behind_the_request_wait_for_a_congested_channel_like_all_others() {
+    const ENTRIES: u32 = 16;
+    let entries = ENTRIES.to_string();
+    let flags = ["--shards", "2", "--mailbox-entries", &entries];
+    let gateway = Gateway::start(&flags).await;
+    let path = format!("/channels/{}?own=false", channel_with_home("news", 1, 2));
+    let mut publisher = gateway.open_raw_on_shard(0, &path).await;
+    let mut hearer = gateway.open_raw_on_shard(0, &path).await;
+    let sum = async |name| gateway.metrics().await.sum(name, &[]);
+    let frozen = gateway.freeze(1);
+    // The last finds the mailbox full.
+    for count in 1..=ENTRIES + 1 {
+        publisher.send_frame(TEXT, b"before").await;
+        gateway.until_metric("wsgate_publications_total", &[], f64::from(count)).await;
+    }
+    let received = sum("wsgate_received_bytes_total").await;
+    let early = [request(&path), encode(TEXT, b"early")].concat();
+    // The kernel gives some of them to the shard that stands still.
+    let mut others = Vec::new();
+    until("one of them to have come in", async || {
+        let mut client = RawClient::connect(gateway.listen).await;
+        client.send(&early).await;
+        others.push(client);
+        (sum("wsgate_received_bytes_total").await > received).then_some(())
+    })
+    .await;
+    assert_eq!(sum("wsgate_publications_total").await, f64::from(ENTRIES + 1), "it waits");
+    frozen.thaw();
+    let mut late = 0;
+    for _ in 0..=ENTRIES as usize + others.len() {
+        late += usize::from(hearer.read_message(TEXT).await == b"early");
+    }
+    assert_eq!(late, others.len(), "and nothing is lost");
 }
