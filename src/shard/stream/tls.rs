@@ -59,6 +59,9 @@ impl Identity {
 pub(crate) struct Tls {
     socket: TcpStream,
     session: ServerConnection,
+    /// Ciphertext that was read and for whose plaintext there was no room: less than one read, and nothing
+    /// where the reader has much room.
+    undecrypted: Vec<u8>,
     /// We have said that nothing more comes.
     has_said_end: bool,
     /// System calls that wrote, for tests.
@@ -73,6 +76,7 @@ impl Tls {
         Self {
             socket,
             session,
+            undecrypted: Vec::new(),
             has_said_end: false,
             #[cfg(test)]
             writes: 0,
@@ -164,8 +168,13 @@ impl Tls {
             if is_over || !buffer.filled().is_empty() || buffer.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
+            if !self.undecrypted.is_empty() {
+                let ciphertext = std::mem::take(&mut self.undecrypted);
+                self.take_ciphertext(&ciphertext, buffer)?;
+                continue;
+            }
             // Its plaintext fits, also that of a record whose beginning is here already. Where there is
-            // little room the limit is rustls's own, which holds a record more.
+            // little room it may not, and then some of it waits.
             let room = buffer.remaining().saturating_sub(MAX_RECORD_BYTES);
             let read = CIPHERTEXT.with_borrow_mut(|ciphertext| {
                 let ciphertext = &mut ciphertext[..room.clamp(4_096, MAX_READ_BYTES)];
@@ -196,6 +205,11 @@ impl Tls {
                 break;
             }
             self.take_plaintext(buffer)?;
+            if buffer.remaining() == 0 {
+                // rustls may have more plaintext than it takes ciphertext beside.
+                self.undecrypted = ciphertext.to_vec();
+                break;
+            }
         }
         // An answer of the TLS layer itself, such as new keys. If it has to wait, it goes before the
         // next write.

@@ -1,20 +1,22 @@
 //! What a shard writes to clients that speak TLS, and in how many system calls.
 
+use std::future::poll_fn;
+
 use rcgen::CertifiedKey;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::flush::{Peer, Still, run, text};
 use super::*;
 use crate::shard::stream::Stream;
-use crate::shard::stream::tls::{Identity, MAX_WRITE_BYTES};
+use crate::shard::stream::tls::{Identity, MAX_WRITE_BYTES, Tls};
 
-/// A shard whose listener speaks TLS, and what its clients trust.
-async fn still_with_tls(change: impl FnOnce(&mut Settings)) -> (Still, TlsConnector) {
+/// How a listener called `shard` speaks TLS, and what its clients trust.
+fn both_ends() -> (Arc<ServerConfig>, TlsConnector) {
     let CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed(["shard".to_owned()]).unwrap();
     let key = signing_key.serialize_der().try_into().unwrap();
@@ -23,9 +25,15 @@ async fn still_with_tls(change: impl FnOnce(&mut Settings)) -> (Still, TlsConnec
     let mut roots = RootCertStore::empty();
     roots.add(cert.der().clone()).unwrap();
     let trusting = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    (Arc::new(config), Arc::new(trusting).into())
+}
+
+/// A shard whose listener speaks TLS, and what its clients trust.
+async fn still_with_tls(change: impl FnOnce(&mut Settings)) -> (Still, TlsConnector) {
+    let (config, connector) = both_ends();
     let mut still = Still::new(change).await;
-    still.entrance.tls = Some(Arc::new(Identity::new(Arc::new(config))));
-    (still, Arc::new(trusting).into())
+    still.entrance.tls = Some(Arc::new(Identity::new(config)));
+    (still, connector)
 }
 
 /// A connection over TLS of which the kernel takes about `bytes` when the client does not read.
@@ -45,6 +53,50 @@ fn writes(client: &Client) -> u64 {
     match &*client.socket.borrow() {
         Stream::Tls(tls) => tls.writes,
         Stream::Plain(_) | Stream::Http2(_) => panic!("not over TLS"),
+    }
+}
+
+/// A session over a socket in which there are records of so many bytes of plaintext.
+async fn with_records(records: &[usize]) -> (Tls, TlsStream<TcpStream>) {
+    /// Of a record of TLS 1.3: its header, its type and its tag.
+    const OVERHEAD_BYTES: usize = 5 + 1 + 16;
+    let (config, connector) = both_ends();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (accepted, _) = listener.accept().await.unwrap();
+    let name = ServerName::try_from("shard").unwrap();
+    let (client, server) =
+        tokio::join!(connector.connect(name, socket), TlsAcceptor::from(config).accept(accepted));
+    let (mut client, (socket, session)) = (client.unwrap(), server.unwrap().into_inner());
+    for bytes in records {
+        client.write_all(&vec![b'x'; *bytes]).await.unwrap();
+        client.flush().await.unwrap();
+    }
+    let sent = records.iter().map(|bytes| bytes + OVERHEAD_BYTES).sum::<usize>();
+    let mut ciphertext = vec![0; 2 * sent];
+    let all_there = async {
+        while socket.peek(&mut ciphertext).await.unwrap() < sent {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, all_there).await.expect("the client has sent it");
+    (Tls::new(socket, session), client)
+}
+
+/// rustls had more plaintext than it takes ciphertext beside, and that ended the connection.
+#[tokio::test]
+async fn reader_with_little_room_gets_all_of_several_records() {
+    const RECORDS: [usize; 3] = [16_384, 1_500, 3_000];
+    for room in [1, 100, 800, 3_000, 50_000] {
+        let (mut tls, _client) = with_records(&RECORDS).await;
+        let mut read = 0;
+        while read < RECORDS.iter().sum() {
+            let mut room = vec![0; room];
+            let mut buffer = ReadBuf::new(&mut room);
+            poll_fn(|cx| tls.poll_read(cx, &mut buffer)).await.unwrap();
+            assert!(!buffer.filled().is_empty(), "the end after {read} bytes");
+            read += buffer.filled().len();
+        }
     }
 }
 
