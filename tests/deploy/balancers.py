@@ -218,7 +218,7 @@ def _caddy(
             ),
             "chat.example.com": f"https://localhost:{port}",
             "health_port 8081": f"health_port {pair.admin_port}",
-            "admin off": "admin off\n\tauto_https disable_redirects",
+            "admin localhost:2019": "admin off\n\tauto_https disable_redirects",
         },
     )
     file = directory / "Caddyfile"

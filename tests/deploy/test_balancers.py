@@ -10,9 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as asyncio_connect
 from websockets.exceptions import InvalidStatus
 
 from balancers import (
+    BALANCER_HOST,
     BALANCERS,
     CLIENT_HOST,
     Balancer,
@@ -108,10 +111,44 @@ def test_gateway_knows_the_address_of_the_client(kind: Kind, start_site: StartSi
 
 
 @EVERY
+def test_more_clients_are_let_in_than_a_balancer_has_by_default(
+    kind: Kind, start_site: StartSite
+) -> None:
+    """Envoy has 1,024 requests, and a WebSocket is one for as long as it is open; nginx has 512 connections."""
+    count = 1_300
+    site = start_site(kind)
+    trusted = site.balancer.certificate.trusted()
+
+    async def connect(together: asyncio.Semaphore) -> ClientConnection:
+        async with together:
+            return await asyncio_connect(
+                site.balancer.url("/echo"),
+                ssl=trusted,
+                host=BALANCER_HOST,
+                port=site.balancer.port,
+                proxy=None,
+                compression=None,
+                ping_interval=None,
+                open_timeout=60,
+            )
+
+    async def connect_all() -> None:
+        together = asyncio.Semaphore(50)
+        clients = await asyncio.gather(*(connect(together) for _ in range(count)))
+        for client in clients:
+            client.transport.abort()
+
+    asyncio.run(connect_all())
+    accepted = [one.metrics().total("wsgate_handshakes_total") for one in site.pair.gateways]
+    assert sum(accepted) == count
+    assert min(accepted) > 0
+
+
+@EVERY
 def test_quiet_client_outlives_the_timeout_of_the_balancer_by_the_heartbeat(
     kind: Kind, start_site: StartSite
 ) -> None:
-    site = start_site(kind, tunnel_timeout="1s", ping_interval="300ms", idle_timeout="5s")
+    site = start_site(kind, tunnel_timeout="3s", ping_interval="300ms", idle_timeout="5s")
     with site.balancer.connect("/channels/quiet", ping_interval=None) as client:
         serving: list[Gateway] = []
 
@@ -126,8 +163,8 @@ def test_quiet_client_outlives_the_timeout_of_the_balancer_by_the_heartbeat(
         # Each answered ping is some bytes for the gateway, and nothing else is.
         before = gateway.metrics().total("wsgate_received_bytes_total")
         gateway.until(
-            lambda: gateway.metrics().total("wsgate_received_bytes_total") >= before + 6 * 8,
-            "eight pings were answered",
+            lambda: gateway.metrics().total("wsgate_received_bytes_total") >= before + 6 * 12,
+            "twelve pings were answered, which takes longer than the timeout",
         )
         assert gateway.api("publish", {"channel": "quiet", "data": "there?"}).status == 200
         assert client.recv(timeout=10) == "there?"

@@ -203,3 +203,28 @@ def test_key_of_the_api_comes_from_a_secret() -> None:
     documents = rendered("--set=apiKey.existingSecret=other")
     assert pod(documents)["containers"][0]["env"][0]["valueFrom"]["secretKeyRef"]["name"] == "other"
     assert not any(kind == "Secret" for kind, _ in documents)
+
+
+def test_another_key_or_another_setting_is_new_pods() -> None:
+    def annotations(option: str) -> dict[str, str]:
+        deployment = rendered(option)["Deployment", "gateway-wsgate"]
+        return deployment["spec"]["template"]["metadata"]["annotations"]
+
+    assert annotations("--set=apiKey.value=one") == annotations("--set=apiKey.value=one")
+    assert annotations("--set=apiKey.value=one") != annotations("--set=apiKey.value=other")
+    assert annotations("--set=settings.max_channels_per_connection=1") != annotations(
+        "--set=settings.max_channels_per_connection=2"
+    )
+
+
+def test_admin_port_is_open_to_those_who_are_named_and_to_nobody_where_nobody_is() -> None:
+    def admits(*options: str) -> list[dict]:
+        policy = rendered(*options)["NetworkPolicy", "gateway-wsgate"]
+        return [
+            rule for rule in policy["spec"]["ingress"] if {"port": "admin"} in rule["ports"]
+        ]
+
+    (rule,) = admits()
+    assert rule["from"] == [{"podSelector": {}}]
+    # An empty list of sources would be everybody.
+    assert admits("--set-json=networkPolicy.adminFrom=[]") == []
