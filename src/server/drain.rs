@@ -13,7 +13,7 @@ use crate::server::{ServeError, ShardThread, notify};
 use crate::shard::orders::{Handle, Order};
 
 /// What a shard gets beyond its own limits to end before it is given up.
-const DRAIN_MARGIN: Duration = Duration::from_secs(2);
+const DRAIN_MARGIN: Duration = Duration::from_secs(4);
 
 /// How long to wait until every shard has stopped to accept, before some are closed that have not.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);

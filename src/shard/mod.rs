@@ -503,7 +503,6 @@ impl Shard {
         };
         let index = closed_index(close_code_index(ending.code), initiator);
         self.counters.connections_closed[index].increment();
-        self.counters.connections.moved(1, 0);
         if let Some(mode) = client.coding.mode() {
             self.counters.compressed_connections[mode].moved(1, 0);
         }
@@ -518,6 +517,8 @@ impl Shard {
         );
         self.leave(client.id);
         self.loads.leave(self.id);
+        // The last of all: whoever sees it gone can come in its place.
+        self.counters.connections.moved(1, 0);
     }
 
     fn unsubscribe(&self, subscription: SubscriptionKey) {

@@ -153,6 +153,11 @@ find_python27() {
   python27=$debian/usr/bin/python2.7
 }
 
+# A transfer may break off.
+with_patience() {
+  "$@" || "$@" || "$@"
+}
+
 install_suite() {
   local work
   if [ -e "$venv" ]; then # an install that was cut short, or someone's other folder
@@ -165,9 +170,10 @@ install_suite() {
   constraints >"$work/constraints.txt"
   if ! {
     python3 -m venv "$work/boot" &&
-      "$work/boot/bin/pip" -q --disable-pip-version-check install "virtualenv==$virtualenv_version" &&
+      with_patience "$work/boot/bin/pip" -q --disable-pip-version-check \
+        install "virtualenv==$virtualenv_version" &&
       "$work/boot/bin/virtualenv" -q --no-periodic-update -p "$python27" "$venv" &&
-      "$venv/bin/pip" -q --disable-pip-version-check install \
+      with_patience "$venv/bin/pip" -q --disable-pip-version-check install \
         -c "$work/constraints.txt" "autobahntestsuite==$version"
   } >"$work/log" 2>&1; then
     tail -n 40 "$work/log" >&2

@@ -84,9 +84,16 @@ def restarting(scene: Scene) -> None:
     (instance,) = scene.instances
     listen, admin = (f"{host}:{port}" for host, port in (gateway.address, gateway.admin_address))
     started = f'process_start_time_seconds{{instance="{instance}"}}'
-    scene.prometheus.until(lambda: scene.prometheus.query(started) != [], "it is seen")
     for _ in range(3):
-        (before,) = scene.prometheus.query(started)
+        seen: list[float] = []
+
+        def is_seen(seen: list[float] = seen) -> bool:
+            seen[:] = scene.prometheus.query(started)
+            return len(seen) == 1
+
+        # A scrape that was late hides it for a moment.
+        scene.prometheus.until(is_seen, "it is seen")
+        (before,) = seen
         # It tells whole seconds: the next one has to start in another.
         scene.prometheus.until(lambda before=before: time.time() > before + 2, "time passes")
         gateway.signal(signal.SIGTERM)

@@ -81,8 +81,9 @@ def test_messages_pass_and_clients_are_spread_over_both_gateways(
             assert client.recv(timeout=10) == message
     counts = site.pair.connections()
     assert sum(counts) == 10
-    # Envoy compares two gateways at random, nginx and Caddy count for each worker or begin anywhere.
-    assert min(counts) >= 2, counts
+    # Envoy compares two at random, which may be the same one, nginx and Caddy count for each worker or
+    # begin anywhere.
+    assert min(counts) >= 1, counts
     for client in clients:
         client.close()
 
@@ -139,9 +140,12 @@ def test_more_clients_are_let_in_than_a_balancer_has_by_default(
             client.transport.abort()
 
     asyncio.run(connect_all())
-    accepted = [one.metrics().total("wsgate_handshakes_total") for one in site.pair.gateways]
-    assert sum(accepted) == count
-    assert min(accepted) > 0
+
+    def accepted() -> list[float]:
+        return [one.metrics().total("wsgate_handshakes_total") for one in site.pair.gateways]
+
+    site.balancer.program.until(lambda: sum(accepted()) == count, "all are counted")
+    assert min(accepted()) > 0
 
 
 @EVERY

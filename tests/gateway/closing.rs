@@ -301,16 +301,24 @@ async fn socket_that_is_closed_or_reset_leaves_no_connection_behind() {
 
 #[tokio::test]
 async fn silent_client_is_pinged_and_then_closed_with_1001() {
-    let times = ["--ping-interval", "200ms", "--idle-timeout", "700ms"];
+    let times = ["--ping-interval", "200ms", "--idle-timeout", "3s"];
     let gateway = Gateway::start(&[&["--shards", "1"][..], &times].concat()).await;
     for path in ["/echo", "/channels/news"] {
-        let mut client = gateway.open_raw(path).await;
         let start = Instant::now();
-        for _ in 0..3 {
-            assert_eq!(client.read_message(PING).await, b"");
-        }
-        assert_eq!(client.read_frame().await.close(), (1001, "idle timeout"));
-        assert!(start.elapsed() >= Duration::from_millis(600), "{:?}", start.elapsed());
+        let mut client = gateway.open_raw(path).await;
+        let mut pings = 0;
+        let close = loop {
+            let frame = client.read_frame().await;
+            if frame.opcode != PING {
+                break frame;
+            }
+            assert_eq!(frame.payload, b"");
+            pings += 1;
+        };
+        assert_eq!(close.close(), (1001, "idle timeout"));
+        // Fourteen, where the machine has time for each.
+        assert!((3..15).contains(&pings), "{pings}");
+        assert!(start.elapsed() >= Duration::from_millis(2_900), "{:?}", start.elapsed());
         client.send_frame(CLOSE, &close_payload(1001, "")).await;
         client.read_end().await;
     }
@@ -319,11 +327,11 @@ async fn silent_client_is_pinged_and_then_closed_with_1001() {
 
 #[tokio::test]
 async fn client_that_answers_pings_stays_beyond_the_idle_timeout() {
-    let times = ["--ping-interval", "250ms", "--idle-timeout", "2s"];
+    let times = ["--ping-interval", "250ms", "--idle-timeout", "4s"];
     let gateway = Gateway::start(&[&["--shards", "1"][..], &times].concat()).await;
     let mut client = gateway.open_raw("/echo").await;
     let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(5) {
+    while start.elapsed() < Duration::from_secs(6) {
         assert_eq!(client.read_message(PING).await, b"");
         client.send_frame(PONG, b"").await;
     }
@@ -333,7 +341,7 @@ async fn client_that_answers_pings_stays_beyond_the_idle_timeout() {
 
 #[tokio::test]
 async fn single_bytes_of_a_slow_frame_count_as_life() {
-    let times = ["--ping-interval", "0s", "--idle-timeout", "1s"];
+    let times = ["--ping-interval", "0s", "--idle-timeout", "2s"];
     let gateway = Gateway::start(&[&["--shards", "1"][..], &times].concat()).await;
     let mut client = gateway.open_raw("/echo").await;
     let mut clock = tokio::time::interval(Duration::from_millis(100));

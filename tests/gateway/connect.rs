@@ -180,10 +180,10 @@ async fn expectation_that_is_met_ends_the_run_well() {
 async fn expectation_that_is_not_met_in_time_fails() {
     let gateway = gateway().await;
     let echo = url(&gateway, "/echo");
-    let outcome = run("hello\n", &[&echo, "--expect", "bye", "--timeout", "300ms"]).await;
+    let outcome = run("hello\n", &[&echo, "--expect", "bye", "--timeout", "3s"]).await;
     assert_eq!(outcome.stdout, "hello\n");
     let expected =
-        "wsgate: \"bye\" was expected and did not come within 300ms; messages received: 1\n";
+        "wsgate: \"bye\" was expected and did not come within 3s; messages received: 1\n";
     assert_eq!(outcome.failure(), expected);
 
     let outcome = run("hello\n", &[&echo, "--expect", "bye", "--count", "1"]).await;
@@ -195,8 +195,8 @@ async fn count_says_how_many_messages_are_waited_for() {
     let gateway = gateway().await;
     let unanswered = url(&gateway, "/channels/news?own=false");
     assert_eq!(run("hello\n", &[&unanswered, "--count", "0"]).await, Outcome::good(""));
-    let outcome = run("hello\n", &[&unanswered, "--timeout", "300ms"]).await;
-    assert!(outcome.failure().contains("received 0 of 1 messages within 300ms"), "{outcome:?}");
+    let outcome = run("hello\n", &[&unanswered, "--timeout", "3s"]).await;
+    assert!(outcome.failure().contains("received 0 of 1 messages within 3s"), "{outcome:?}");
 
     // Without input it hears what others say.
     let mut listener = Running::start(&[&url(&gateway, "/channels/news"), "--count", "2"]);

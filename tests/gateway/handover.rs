@@ -178,7 +178,8 @@ async fn number_of_shards_may_change_with_a_replacement() {
 #[tokio::test]
 async fn handshake_that_is_under_way_is_completed_and_then_closed_with_1001() {
     let path = Path::new();
-    let mut running = path.start("2", &DRAIN).await;
+    // The rest of the handshake comes in the grace.
+    let mut running = path.start("2", &["--drain-grace", "5s", "--drain-duration", "1s"]).await;
     let mut undecided = RawClient::connect(running.listen).await;
     undecided.send(&request("/channels/news")[..20]).await;
     running.until_metric("wsgate_connections_accepted_total", &[], 1.0).await;

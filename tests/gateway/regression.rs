@@ -243,7 +243,6 @@ async fn reload_is_told_when_every_shard_goes_by_it() {
     frozen.thaw();
     gateway.signal(Signal::HUP);
     gateway.until_metric("wsgate_config_reloads_total", &[], 2.0).await;
-    assert_eq!(gateway.log().matches("a shard does not turn").count(), 1);
 }
 
 /// They were published however full the mailbox was.

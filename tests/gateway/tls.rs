@@ -179,7 +179,7 @@ async fn clients_show_a_good_certificate_where_that_is_required() {
 async fn what_is_no_tls_is_refused_and_half_a_handshake_ends_at_its_timeout() {
     let authority = Authority::new();
     let pair = authority.sign("gateway", &[HOST]);
-    let gateway = start(&[&pair], &["--shards", "1", "--handshake-timeout", "300ms"]).await;
+    let gateway = start(&[&pair], &["--shards", "1", "--handshake-timeout", "2s"]).await;
     let rejected = |reason| ("wsgate_connections_rejected_total", [("reason", reason)]);
 
     let mut plain = RawClient::connect(gateway.listen).await;
@@ -193,7 +193,7 @@ async fn what_is_no_tls_is_refused_and_half_a_handshake_ends_at_its_timeout() {
     let mut half = RawClient::connect(gateway.listen).await;
     half.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").await;
     half.read_end().await;
-    assert!(start.elapsed() >= Duration::from_millis(300));
+    assert!(start.elapsed() >= Duration::from_secs(2));
     // TLS is agreed on, and then no request comes.
     let silent = tls::connect(&authority.connector(), gateway.listen, HOST).await.expect("TLS");
     let (name, labels) = rejected("timeout");

@@ -192,7 +192,7 @@ async fn tokens_are_not_looked_at_without_a_key() {
 async fn expiry_of_the_token_closes_the_connection_with_3005() {
     let gateway = start(&[]).await;
     for path in ["/echo", "/channels/news"] {
-        let expires_at = now() + 2;
+        let expires_at = now() + 5;
         let short = token(json!({ "exp": expires_at, "channels": "*" }));
         let mut client = gateway.connect(&query(path, &short)).await;
         client.send_text("still here").await;
@@ -210,7 +210,7 @@ async fn expiry_of_the_token_closes_the_connection_with_3005() {
 #[tokio::test]
 async fn control_message_renews_a_token_and_the_connection_outlives_the_old_one() {
     let gateway = start(&[]).await;
-    let (short, later) = (now() + 2, now() + 5);
+    let (short, later) = (now() + 5, now() + 9);
     let first = token(json!({ "sub": "alice", "exp": short, "channels": "a" }));
     let next = token(json!({ "sub": "alice", "exp": later, "channels": "a" }));
     let mut client = gateway.connect(&query("/channels/a?control=true", &first)).await;
@@ -304,8 +304,8 @@ async fn new_token_changes_what_the_connection_may_do() {
 #[tokio::test]
 async fn api_renews_one_connection_or_all_of_a_user() {
     let gateway = start(&[]).await;
-    let short = token(json!({ "sub": "alice", "exp": now() + 2 }));
-    let expiry = now() + 2;
+    let expiry = now() + 6;
+    let short = token(json!({ "sub": "alice", "exp": expiry }));
     let mut by_id = gateway.connect(&query("/echo", &short)).await;
     let mut by_user = [
         gateway.connect_to_shard(0, &query("/echo", &short)).await,

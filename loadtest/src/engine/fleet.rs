@@ -22,8 +22,9 @@ use crate::server_process::{ServerProcess, Usage};
 /// How often the progress line is written anew, and a point of the timeline is made.
 const MOMENT: Duration = Duration::from_millis(500);
 
-/// Settling ends when nothing has arrived for so long.
-const QUIET: Duration = Duration::from_millis(400);
+/// Settling ends when nothing has arrived for so long. A busy machine may keep either end from running for
+/// some tenths of a second.
+const QUIET: Duration = Duration::from_millis(700);
 
 /// The same, where a publication may wait as long as the second that a 503 asks for.
 const QUIET_BY_HTTP: Duration = Duration::from_millis(1_500);

@@ -38,7 +38,8 @@ describe('Chromium', { timeout: 8 * DEADLINE_MS, skip: reasonToSkip() }, () => {
     const { chromium } = require('playwright-core');
     const args = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run'];
     args.push('--disable-background-networking', '--disable-component-update', '--disable-sync');
-    browser = await chromium.launch({ executablePath: CHROMIUM, headless: true, args });
+    const timeout = 4 * DEADLINE_MS;
+    browser = await chromium.launch({ executablePath: CHROMIUM, headless: true, args, timeout });
   });
   after(async () => {
     await browser?.close();

@@ -23,7 +23,7 @@ def test_draining_gateway_is_not_ready_at_once_and_still_accepts(
     assert gateway.metrics().total("wsgate_draining") == 0
     with gateway.connect("/echo") as early:
         gateway.signal(number)
-        gateway.until(lambda: gateway.admin("GET", "/readyz").status == 503, "not ready", within=2)
+        gateway.until(lambda: gateway.admin("GET", "/readyz").status == 503, "not ready")
         assert "drain" in gateway.admin("GET", "/readyz").body
         assert gateway.admin("GET", "/healthz").status == 200
         gateway.until_metric("wsgate_draining", 1)

@@ -164,7 +164,7 @@ def test_connection_over_the_most_allowed_is_503_until_one_leaves(
                 gateway.connect("/echo")
             assert refused.value.response.status_code == 503
             assert int(refused.value.response.headers["Retry-After"]) > 0
-        assert gateway.metrics().total("wsgate_connections_rejected_total", reason="full") == 10
+        gateway.until_metric("wsgate_connections_rejected_total", 10, reason="full")
         ready = gateway.admin("GET", "/readyz")
         assert ready.status == 503
         assert ready.body.strip()

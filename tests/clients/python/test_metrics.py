@@ -68,6 +68,7 @@ def test_scripted_exchange_gives_exact_counts(start_gateway: StartGateway) -> No
     ask(gateway.address, "POST", "/echo")
 
     gateway.until_metric("wsgate_connections", 0)
+    gateway.until_metric("wsgate_channels", 0)
     gateway.until_metric("wsgate_connections_rejected_total", 3)
     metrics = gateway.metrics()
     expected = {
