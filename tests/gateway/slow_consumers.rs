@@ -1,7 +1,6 @@
 //! A client that reads slowly, or never, harms itself at most. What the slow-consumer policies do is
 //! in `policies_under_load.rs`.
 
-
 use crate::support::client::connect_many;
 use crate::support::gateway::Gateway;
 use crate::support::raw::{BINARY, CONTINUATION, PING, PONG, encode, encode_with};
