@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import ssl
 from collections.abc import Callable, Iterator
@@ -18,6 +19,9 @@ StartProgram = Callable[..., Program]
 
 
 def pytest_sessionstart() -> None:
+    # For thousands of clients, and for the balancers that pass them on: what we start inherits it.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if not binary().is_file():
         pytest.exit(f"{binary()} is missing; build it with 'cargo build --release'", returncode=2)
 

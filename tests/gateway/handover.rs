@@ -357,8 +357,11 @@ async fn gateway_that_drains_in_the_middle_of_a_handover_leaves_its_places_to_th
     let mut successor = path.say(b"{\"wsgate_handover\":1}\n").await;
     assert_eq!(offer(&mut successor).await["wsgate_handover"], 1);
     running.until_logged("another process takes over").await;
+    // The sockets come with this byte. Read like this they are closed, so that this successor has none.
+    let byte = within("the sockets", successor.read_u8()).await.expect("they are sent");
+    assert_eq!(byte, b'.');
     running.signal(Signal::TERM);
-    // Two that answer at one admin port would contradict each other. This successor has no descriptors.
+    // Two that answer at one admin port would contradict each other.
     until("the admin port to be left", async || {
         TcpStream::connect(running.admin_listen).await.is_err().then_some(())
     })

@@ -1,5 +1,7 @@
 //! WebSockets over HTTP/2 (RFC 8441): what is answered, and what bounds a connection with many of them.
 
+use std::time::Duration;
+
 use http::StatusCode;
 use http_body_util::BodyExt;
 use tokio::net::TcpStream;
@@ -223,4 +225,26 @@ async fn client_that_is_refused_for_its_address_is_let_go_so_that_it_can_come_ag
     again.send(PREFACE).await;
     again.send(&frame(HEADERS, END_STREAM | END_HEADERS, 1, GET)).await;
     gateway.until_metric("wsgate_console_requests_total", &[], 1.0).await;
+}
+
+/// As long as it asked on it kept the seat of somebody who would be told.
+#[tokio::test]
+async fn client_that_is_refused_and_asks_on_is_cut_all_the_same() {
+    let gateway = start(&["--max-connections-per-address", "1"]).await;
+    let _first = gateway.connect("/echo").await;
+    let mut refused = RawClient::connect(gateway.listen).await;
+    refused.send(PREFACE).await;
+    let mut is_over = false;
+    for stream in (1..300).step_by(2) {
+        // It does not hear of any GOAWAY.
+        refused.offer(&frame(HEADERS, END_STREAM | END_HEADERS, stream, GET)).await;
+        let rest = tokio::time::timeout(Duration::from_millis(200), refused.reader.read_rest());
+        is_over = rest.await.is_ok();
+        if is_over {
+            break;
+        }
+    }
+    assert!(is_over, "it is there still");
+    // For two of its requests there was room, and more.
+    gateway.until_metric_above("wsgate_connections_rejected_total", 2.0).await;
 }

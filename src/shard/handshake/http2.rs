@@ -260,8 +260,10 @@ pub(super) async fn serve(reserved: Reservation, socket: Stream, accepted_at: In
             shard.stage.get() != Stage::Serving || handshake.is_refused() && had_requests;
         let mut leaves = is_unwanted && !connection.has_streams() && !is_leaving;
         if handshake.poll_expired(cx).is_ready() {
-            // A request that was on its way to us when we said GOAWAY is answered like any other.
-            if connection.has_streams() || connection.was_used.take() {
+            // A request that was on its way to us when we said GOAWAY is answered like any other. Who is refused
+            // and asks on gets no more time for it.
+            let is_done = is_leaving && handshake.is_refused();
+            if connection.has_streams() || connection.was_used.take() && !is_done {
                 handshake.renew(shard.now() + shard.settings().idle_timeout, &shard);
                 _ = handshake.poll_expired(cx);
             } else if is_leaving {
