@@ -92,7 +92,7 @@ async fn drain_of_10_000_connections_over_10_s_closes_each_with_1001_and_none_be
         // Each shard has half of them, and closes its first at once.
         let due = (SECONDS * index.saturating_sub(2)) as f64 / CLIENTS as f64;
         // A busy machine makes some late.
-        assert!((due..due + 15.0).contains(after), "{index}: {after}, due at {due}");
+        assert!((due..due + 5.0).contains(after), "{index}: {after}, due at {due}");
     }
 }
 

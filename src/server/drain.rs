@@ -3,14 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 use tracing::{error, info};
 
 use crate::api::gateway::{DrainRequest, Gateway, Phase};
 use crate::server::settings::Settings;
 use crate::server::{ServeError, ShardThread, notify};
-use crate::shard::orders::{Handle, Order};
+use crate::shard::orders::{Handle, Order, tell_all};
 
 /// What a shard gets beyond its own limits to end before it is given up.
 const DRAIN_MARGIN: Duration = Duration::from_secs(4);
@@ -110,43 +108,5 @@ async fn leave(shards: &[Handle]) {
     let left = tell_all(shards, |reply| Order::Leave { reply });
     if tokio::time::timeout(LEAVE_TIMEOUT, left).await.is_err() {
         error!("a shard does not turn; what it accepts now may be cut");
-    }
-}
-
-/// Gives an order to all shards, and waits until each has carried it out. One that is stuck does not keep
-/// the others from it.
-async fn tell_all(shards: &[Handle], order: impl Fn(oneshot::Sender<()>) -> Order) {
-    let mut telling = JoinSet::new();
-    for shard in shards {
-        let (reply, answer) = oneshot::channel();
-        let (shard, order) = (shard.clone(), order(reply));
-        telling.spawn(async move {
-            shard.order(order).await;
-            // A shard that fails has nothing more to do.
-            _ = answer.await;
-        });
-    }
-    telling.join_all().await;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn shard_that_takes_no_order_keeps_no_other_from_its_own() {
-        let (stuck, _orders) = Handle::new();
-        loop {
-            let (reply, _) = oneshot::channel();
-            if stuck.try_order(Order::Beat { reply }).is_err() {
-                break;
-            }
-        }
-        let (other, mut orders) = Handle::new();
-        let shards = [stuck, other];
-        tokio::select! {
-            () = tell_all(&shards, |reply| Order::Leave { reply }) => panic!("one does not turn"),
-            order = orders.recv() => assert!(matches!(order, Some(Order::Leave { .. }))),
-        }
     }
 }

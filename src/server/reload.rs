@@ -7,13 +7,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use crate::api::gateway::Gateway;
 use crate::server::settings::Settings;
 use crate::server::{api_access, host, sockets};
-use crate::shard::orders::Order;
+use crate::shard::orders::{Order, tell_all};
 
 /// What reading the configuration anew came to.
 #[derive(Debug)]
@@ -83,22 +82,10 @@ async fn apply(old: &Settings, new: &Settings, to: &Applied<'_>) {
     }
     gateway.set_max_message_bytes(new.shard.max_message_bytes);
     let settings = Arc::new(new.shard.clone());
-    let mut applied = Vec::new();
-    for shard in gateway.shards() {
-        let (reply, answer) = oneshot::channel();
-        let order = Order::Reload { settings: Arc::clone(&settings), reply };
-        applied.push(answer);
-        // A shard that is stuck must not keep the others from it.
-        if let Err(order) = shard.try_order(order) {
-            let shard = shard.clone();
-            tokio::task::spawn_local(async move { shard.order(order).await });
-        }
-    }
-    let all_applied = async {
-        for answer in applied {
-            _ = answer.await;
-        }
-    };
+    let all_applied = tell_all(gateway.shards(), |reply| Order::Reload {
+        settings: Arc::clone(&settings),
+        reply,
+    });
     if tokio::time::timeout(SHARD_TIMEOUT, all_applied).await.is_err() {
         warn!("a shard does not turn; it will go by the new settings when it does");
     }

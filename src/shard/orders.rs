@@ -247,6 +247,24 @@ impl Handle {
     }
 }
 
+/// Gives an order to all shards, and waits until each has carried it out. One that is stuck keeps no other
+/// from it, and gets it when it goes on, also where nobody waits any more.
+pub(crate) async fn tell_all(shards: &[Handle], order: impl Fn(oneshot::Sender<()>) -> Order) {
+    let mut answers = Vec::with_capacity(shards.len());
+    for shard in shards {
+        let (reply, answer) = oneshot::channel();
+        answers.push(answer);
+        if let Err(order) = shard.try_order(order(reply)) {
+            let shard = shard.clone();
+            tokio::spawn(async move { shard.order(order).await });
+        }
+    }
+    for answer in answers {
+        // A shard that fails has nothing more to do.
+        _ = answer.await;
+    }
+}
+
 /// Takes what comes in for the shard, from the broker's lanes and from its handle.
 pub(crate) async fn take(shard: Rc<Shard>, mut orders: mpsc::Receiver<Order>) {
     loop {
@@ -397,6 +415,23 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn shard_that_takes_no_order_keeps_no_other_from_its_own() {
+        let (stuck, _orders) = Handle::new();
+        loop {
+            let (reply, _) = oneshot::channel();
+            if stuck.try_order(Order::Beat { reply }).is_err() {
+                break;
+            }
+        }
+        let (other, mut orders) = Handle::new();
+        let shards = [stuck, other];
+        tokio::select! {
+            () = tell_all(&shards, |reply| Order::Leave { reply }) => panic!("one does not turn"),
+            order = orders.recv() => assert!(matches!(order, Some(Order::Leave { .. }))),
+        }
+    }
 
     #[test]
     fn share_is_taken_from_all_over_and_comes_out_right_over_many_small_shards() {

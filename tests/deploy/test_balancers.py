@@ -81,9 +81,9 @@ def test_messages_pass_and_clients_are_spread_over_both_gateways(
             assert client.recv(timeout=10) == message
     counts = site.pair.connections()
     assert sum(counts) == 10
-    # Envoy compares two at random, which may be the same one, nginx and Caddy count for each worker or
-    # begin anywhere.
-    assert min(counts) >= 1, counts
+    # Nginx and Caddy count for each worker or begin anywhere. Envoy compares two at random, which may be the
+    # same one.
+    assert min(counts) >= (1 if kind.name == "envoy" else 2), counts
     for client in clients:
         client.close()
 

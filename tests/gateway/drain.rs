@@ -99,9 +99,10 @@ async fn closes_are_spread_evenly_over_the_drain_duration() {
         // and none early.
         let due = SECONDS * index as f64 / CLIENTS as f64;
         let early = 2.0 * SECONDS / CLIENTS as f64;
-        assert!((due - early..due + 15.0).contains(closed_after), "{index}: {closed_after}");
+        assert!((due - early..due + 2.0).contains(closed_after), "{index}: {closed_after}");
     }
     assert_eq!(gateway.exit().await.code(), Some(0));
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
     let log = gateway.log();
     assert!(log.contains("drain: accepting no more, closing connections connections=60"), "{log}");
     assert!(log.contains("drain: done"), "{log}");
@@ -305,7 +306,7 @@ async fn shedding_closes_its_share_of_all_shards_evenly_and_serves_on() {
     for (index, (after, code, reason)) in closed.iter().enumerate() {
         assert_eq!((*code, &**reason), (1001, "please connect again, to another gateway"));
         let due = 4.0 * index as f64 / 20.0;
-        assert!((due - 0.4..due + 15.0).contains(&after.as_secs_f64()), "{index}: {after:?}");
+        assert!((due - 0.2..due + 2.0).contains(&after.as_secs_f64()), "{index}: {after:?}");
     }
     gateway.until_metric("wsgate_connections", &[], 80.0).await;
     let metrics = gateway.metrics().await;

@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, BufStream};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
 
+use crate::http2::{DATA, END_HEADERS, HEADERS, PREFACE, frame};
 use crate::support::client::Client;
 use crate::support::gateway::Gateway;
 use crate::support::place::Place;
@@ -385,9 +386,7 @@ async fn connect_late(client: &mut RawClient) {
         literal(b"sec-websocket-version", b"13"),
     ]
     .concat();
-    // HEADERS with END_HEADERS on stream 1 (RFC 9113 section 6.2).
-    let head = [0, 0, headers.len() as u8, 1, 4, 0, 0, 0, 1];
-    client.send(&[&head, &headers[..]].concat()).await;
+    client.send(&frame(HEADERS, END_HEADERS, 1, &headers)).await;
 }
 
 /// The HTTP/2 connection was cut 5 s after the GOAWAY, whatever was on it by then.
@@ -398,8 +397,7 @@ async fn websocket_that_is_opened_over_http2_while_another_process_accepts_is_se
     let flags = ["--http2", "all", "--drain-grace", "60s"];
     let running = path.start("1", &flags).await;
     let mut client = RawClient::connect(running.listen).await;
-    // The preface and empty settings.
-    client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+    client.send(PREFACE).await;
     running.until_metric("wsgate_connections_accepted_total", &[], 1.0).await;
     let _successor = path.start("1", &flags).await;
     running.until_logged("drain: another process accepts").await;
@@ -409,8 +407,6 @@ async fn websocket_that_is_opened_over_http2_while_another_process_accepts_is_se
         (left_at.elapsed() > CUT_AFTER + Duration::from_millis(500)).then_some(())
     })
     .await;
-    let message = encode(TEXT, b"still served");
-    let head = [0, 0, message.len() as u8, 0, 0, 0, 0, 0, 1];
-    client.send(&[&head, &message[..]].concat()).await;
+    client.send(&frame(DATA, 0, 1, &encode(TEXT, b"still served"))).await;
     client.reader.read_through(b"still served").await;
 }

@@ -11,15 +11,16 @@ use crate::support::raw::RawClient;
 use crate::support::transport::Http2;
 
 /// How a client begins: the preface and empty settings (RFC 9113 section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-const HEADERS: u8 = 1;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const DATA: u8 = 0;
 const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
 
 const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(crate) const END_HEADERS: u8 = 4;
 
 /// Error codes of RFC 9113 section 7.
 const NO_ERROR: u32 = 0;
@@ -29,7 +30,8 @@ const ENHANCE_YOUR_CALM: u32 = 11;
 /// `:method` GET, `:scheme` https and `:path` / out of HPACK's static table.
 const GET: &[u8] = &[0x82, 0x87, 0x84];
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+/// A frame (RFC 9113 section 4.1).
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = (payload.len() as u32).to_be_bytes();
     let mut frame = length[1..].to_vec();
     frame.extend([kind, flags]);

@@ -205,31 +205,6 @@ async fn what_the_api_was_told_to_send_again_is_sent_once() {
     assert_eq!(client.read_message(TEXT).await, b"echo");
 }
 
-/// Each shard checked it, and each counted.
-#[tokio::test]
-async fn refused_token_of_a_user_is_counted_once_and_so_is_each_expired_connection() {
-    let secret = "open, sesame, open, sesame, open, sesame";
-    let flags = ["--shards", "2", "--token-hmac-secret", secret];
-    let gateway = Gateway::start(&flags).await;
-    let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes()).expect("a secret");
-    let claims = json!({ "sub": "alice", "exp": 4_000_000_000_u64 });
-    let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key);
-    let path = format!("/echo?token={}", token.expect("it is signed"));
-    let mut client = gateway.open_raw_on_shard(1, &path).await;
-    let mut requests = gateway.requests().await;
-    let refused = requests.call("refresh", json!({ "user": "alice", "token": "x.y.z" })).await;
-    assert_eq!(refused.json()["error"]["code"], 107, "{}", refused.body);
-    gateway.until_metric("wsgate_connections", &[], 1.0).await;
-    for _ in 0..2 {
-        let expired = requests.call("refresh", json!({ "user": "alice", "expired": true })).await;
-        assert_eq!(expired.json(), json!({ "result": {} }));
-    }
-    assert_eq!(client.read_close().await.0, 3005);
-    let metrics = gateway.metrics().await;
-    assert_eq!(metrics.sum("wsgate_token_rejections_total", &[]), 1.0);
-    assert_eq!(metrics.sum("wsgate_token_expirations_total", &[]), 1.0);
-}
-
 /// It was told as done when it had only been asked for.
 #[tokio::test]
 async fn reload_is_told_when_every_shard_goes_by_it() {

@@ -1,6 +1,8 @@
 //! A client that reads slowly, or never, harms itself at most. What the slow-consumer policies do is
 //! in `policies_under_load.rs`.
 
+use std::time::Instant;
+
 use crate::support::client::connect_many;
 use crate::support::gateway::Gateway;
 use crate::support::raw::{BINARY, CONTINUATION, PING, PONG, encode, encode_with};
@@ -150,10 +152,12 @@ async fn subscriber_that_does_not_read_does_not_slow_the_others() {
     }
     let mut client = gateway.connect("/channels/news").await;
     let before = resident_bytes(&gateway).await;
+    let start = Instant::now();
     for number in 0..1_000 {
         client.send_binary(&message(number)).await;
         assert_eq!(number_of(&client.read_binary().await), number);
     }
+    assert!(start.elapsed() < crate::support::PATIENCE / 2, "{:?}", start.elapsed());
     let grown = resident_bytes(&gateway).await - before;
     assert!(grown < 10.0 * MIB + 16.0 * MIB, "{} MiB", grown / MIB);
     let queued = gateway.metrics().await.sum("wsgate_outbound_queue_bytes", &[]);

@@ -471,3 +471,23 @@ async fn what_is_kept_of_a_large_token_is_less_than_the_head_that_it_came_in() {
     let identified = measure(&query("/echo", &large)).await;
     assert!(identified < 8 * 1024, "{identified} bytes for each");
 }
+
+/// Each shard checked it, and each counted.
+#[tokio::test]
+async fn refused_token_of_a_user_is_counted_once_and_so_is_each_expired_connection() {
+    let gateway = start(&[]).await;
+    let path = query("/echo", &token_of("alice"));
+    let mut client = gateway.open_raw_on_shard(1, &path).await;
+    let mut requests = gateway.requests().await;
+    let refused = requests.call("refresh", json!({ "user": "alice", "token": "x.y.z" })).await;
+    assert_eq!(refused.json()["error"]["code"], 107, "{}", refused.body);
+    gateway.until_metric("wsgate_connections", &[], 1.0).await;
+    for _ in 0..2 {
+        let expired = requests.call("refresh", json!({ "user": "alice", "expired": true })).await;
+        assert_eq!(expired.json(), json!({ "result": {} }));
+    }
+    assert_eq!(client.read_close().await.0, 3005);
+    let metrics = gateway.metrics().await;
+    assert_eq!(metrics.sum("wsgate_token_rejections_total", &[]), 1.0);
+    assert_eq!(metrics.sum("wsgate_token_expirations_total", &[]), 1.0);
+}
