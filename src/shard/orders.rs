@@ -249,7 +249,7 @@ impl Handle {
 
 /// Gives an order to all shards, and waits until each has carried it out. One that is stuck keeps no other
 /// from it, and gets it when it goes on, also where nobody waits any more.
-pub(crate) async fn tell_all(shards: &[Handle], order: impl Fn(oneshot::Sender<()>) -> Order) {
+pub async fn tell_all(shards: &[Handle], order: impl Fn(oneshot::Sender<()>) -> Order) {
     let mut answers = Vec::with_capacity(shards.len());
     for shard in shards {
         let (reply, answer) = oneshot::channel();
