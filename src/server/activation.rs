@@ -2,7 +2,7 @@
 //! `sd_listen_fds(3)`, or from the gateway that ran before (`handover`).
 #![expect(unsafe_code, reason = "a descriptor is known by its number only, argued below")]
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 
@@ -123,7 +123,7 @@ pub(super) fn take(
                     warn!(%address, "{setting} names another address now; nobody listens here any more");
                     continue;
                 }
-                Origin::Manager if !wanted.iter().any(|wanted| agrees(&address, wanted)) => {
+                Origin::Manager if !wanted.iter().any(|wanted| serves(&address, wanted)) => {
                     warn!(%address, "{setting} names another address, but the service manager passes this");
                 }
                 Origin::Predecessor | Origin::Manager => {}
@@ -143,6 +143,19 @@ pub(super) fn agrees(address: &ListenAddress, wanted: &ListenAddress) -> bool {
         (ListenAddress::Unix(path), ListenAddress::Unix(wanted)) => path == wanted,
         (ListenAddress::Tcp(_), ListenAddress::Unix(_))
         | (ListenAddress::Unix(_), ListenAddress::Tcp(_)) => false,
+    }
+}
+
+/// Whether who comes to `wanted` comes to a socket at `address`. All of IPv6 is all of IPv4, too, unless the
+/// service manager was told otherwise.
+fn serves(address: &ListenAddress, wanted: &ListenAddress) -> bool {
+    match (address, wanted) {
+        (ListenAddress::Tcp(address), ListenAddress::Tcp(wanted))
+            if address.ip() == Ipv6Addr::UNSPECIFIED && wanted.ip() == Ipv4Addr::UNSPECIFIED =>
+        {
+            address.port() == wanted.port()
+        }
+        _ => agrees(address, wanted),
     }
 }
 
@@ -226,6 +239,19 @@ mod tests {
             opened.iter().map(|one| &one.address).collect::<Vec<_>>(),
             [&addresses[0], &addresses[1]]
         );
+    }
+
+    #[test]
+    fn who_comes_to_all_of_ipv4_comes_to_all_of_ipv6_too() {
+        for (address, wanted, expected) in [
+            ("[::]:8080", "0.0.0.0:8080", true),
+            ("[::]:8080", "[::]:8080", true),
+            ("0.0.0.0:8080", "[::]:8080", false),
+            ("[::]:8081", "0.0.0.0:8080", false),
+            ("[::]:8080", "127.0.0.1:8080", false),
+        ] {
+            assert_eq!(serves(&tcp(address), &tcp(wanted)), expected, "{address} {wanted}");
+        }
     }
 
     #[test]

@@ -114,6 +114,17 @@ def test_service_tells_systemd_that_it_is_ready_reloads_stops_and_is_not_stuck(
         systemd.close()
 
 
+def test_wrong_settings_are_not_tried_again(tmp_path: Path) -> None:
+    """RestartPreventExitStatus= is of the main process only, so that one has to be the first to look."""
+    unit = (UNITS / "wsgate.service").read_text()
+    assert "\nRestartPreventExitStatus=2\n" in unit
+    assert not re.search(r"^(ExecCondition|ExecStartPre)=", unit, re.MULTILINE)
+    wrong = tmp_path / "wsgate.toml"
+    wrong.write_text("shards = 0\n")
+    done = subprocess.run([binary(), "serve", "--config", wrong], capture_output=True, check=False)
+    assert done.returncode == 2
+
+
 def test_reload_is_refused_by_the_unit_where_the_settings_are_wrong(tmp_path: Path) -> None:
     """ExecReload= checks first: systemctl reload then says what is wrong."""
     reload = re.findall(r"^ExecReload=(.*)$", (UNITS / "wsgate.service").read_text(), re.MULTILINE)
