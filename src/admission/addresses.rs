@@ -104,6 +104,14 @@ impl Addresses {
         self.entries.is_empty()
     }
 
+    /// From now on `limits` hold: who has nothing to say by them is forgotten, also where nobody comes
+    /// any more who would have that looked at.
+    pub fn handle_new_limits(&mut self, limits: &Limits, now: Instant) {
+        let latest = now + idle_time(limits);
+        self.idle.iter_mut().for_each(|(due, _)| *due = latest.min(*due));
+        self.forget_idle(limits, now);
+    }
+
     /// Counts a connection of `address`, whose handshake begins, or of nobody whom it is counted for.
     /// Whoever is counted has to [`Addresses::leave`].
     ///
@@ -304,6 +312,24 @@ mod tests {
         // Its bucket is full again after 300 ms.
         assert_eq!(table.len(), 2);
         assert_eq!(table.try_enter(None, &limits, start + Duration::from_secs(1)), Ok(()));
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn idle_addresses_are_forgotten_where_limits_are_taken_away() {
+        let (mut table, now) = (Addresses::new(10), Instant::now());
+        let limits = handshakes(Rate::new(1, 3));
+        for address in 0..3 {
+            assert_eq!(table.try_enter(Some(number(address)), &limits, now), Ok(()));
+        }
+        table.leave(number(1), &limits, now);
+        table.leave(number(2), &limits, now);
+        assert_eq!(table.len(), 3);
+        table.handle_new_limits(&limits, now);
+        assert_eq!(table.len(), 3);
+        table.handle_new_limits(&Limits::default(), now);
+        assert_eq!(table.len(), 1, "that which has a connection");
+        table.leave(number(0), &Limits::default(), now);
         assert!(table.is_empty());
     }
 

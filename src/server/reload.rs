@@ -89,4 +89,5 @@ async fn apply(old: &Settings, new: &Settings, to: &Applied<'_>) {
     if tokio::time::timeout(SHARD_TIMEOUT, all_applied).await.is_err() {
         warn!("a shard does not turn; it will go by the new settings when it does");
     }
+    gateway.loads().set_limits(&new.shard.admission.limits);
 }

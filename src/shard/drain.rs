@@ -58,6 +58,9 @@ impl Shard {
             let client = self.table.borrow().client(*id).cloned();
             if let Some(client) = client {
                 self.guard(&client, || client.close(code, reason, self));
+                if code == CloseCode::GOING_AWAY {
+                    client.socket.borrow().send_elsewhere();
+                }
             }
         }
     }

@@ -63,6 +63,37 @@ impl Gate {
         Ok(counted.map(|address| Ticket { gate: Arc::clone(self), address }))
     }
 
+    /// Counts one more handshake on a connection that came in before.
+    ///
+    /// # Errors
+    ///
+    /// There may be none now.
+    pub(crate) fn try_ask_again(
+        &self,
+        address: Option<AddressKey>,
+        limits: &Limits,
+        now: Instant,
+    ) -> Result<(), Refused> {
+        let rates = Limits { connections_per_address: None, ..*limits };
+        if rates == Limits::default() {
+            return Ok(());
+        }
+        let mut inner = self.lock();
+        inner.limits = *limits;
+        inner.addresses.try_enter(address, &rates, now)?;
+        if let Some(address) = address.filter(|_| rates.are_by_address()) {
+            inner.addresses.leave(address, limits, now);
+        }
+        Ok(())
+    }
+
+    /// From now on these limits hold.
+    pub(crate) fn set_limits(&self, limits: &Limits, now: Instant) {
+        let mut inner = self.lock();
+        inner.limits = *limits;
+        inner.addresses.handle_new_limits(limits, now);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Counts that a panic left behind are still the best there are.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -91,6 +122,7 @@ impl Drop for Ticket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::rate::Rate;
 
     #[test]
     fn connection_is_counted_as_long_as_its_ticket_lives() {
@@ -105,6 +137,26 @@ mod tests {
         drop(ticket);
         assert_eq!(gate.addresses(), 0);
         assert!(matches!(enter(&limits), Ok(Some(_))));
+    }
+
+    #[test]
+    fn another_request_counts_as_a_handshake_and_as_no_connection() {
+        let gate = Arc::new(Gate::new(10));
+        let limits = Limits {
+            connections_per_address: Some(1),
+            handshakes_per_address: Some(Rate::new(1, 3)),
+            ..Limits::default()
+        };
+        let (address, now) = (Some(AddressKey::V6(7)), Instant::now());
+        let ticket = gate.try_enter(address, &limits, now).expect("it is the first");
+        for _ in 0..2 {
+            assert_eq!(gate.try_ask_again(address, &limits, now), Ok(()));
+        }
+        let refused = gate.try_ask_again(address, &limits, now);
+        assert!(matches!(refused, Err(Refused::AddressHandshakes(_))));
+        drop(ticket);
+        gate.set_limits(&Limits::default(), now);
+        assert_eq!(gate.addresses(), 0);
     }
 
     #[test]

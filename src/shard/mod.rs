@@ -52,6 +52,7 @@ use tokio::runtime::{Builder, LocalOptions, RuntimeMetrics};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::{debug, error};
 
+use crate::admission::addresses::Limits;
 use crate::auth::identity::PublishGrant;
 use crate::broker::Broker;
 use crate::broker::memory::{MemoryBroker, Seat};
@@ -126,6 +127,11 @@ impl Loads {
     pub fn set_max_connections(&self, max_connections: usize) {
         self.max_connections.store(max_connections, Ordering::Relaxed);
         self.gate.set_max_connections(max_connections);
+    }
+
+    /// Goes by other limits by address and by rate.
+    pub fn set_limits(&self, limits: &Limits) {
+        self.gate.set_limits(limits, Instant::now());
     }
 
     /// No further connection would be served.
@@ -454,6 +460,7 @@ impl Shard {
         if connection.is_open() && client.ends_at().is_some_and(|end| now >= end) {
             self.counters.connections_aged.increment();
             connection.close(now, CloseCode::GOING_AWAY, "connection age", &self.timing());
+            client.socket.borrow().send_elsewhere();
         }
         if connection.ended().is_some() {
             // The peer did not let go in time. What the kernel still has for it, up to some MiB, it would

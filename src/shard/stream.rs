@@ -109,6 +109,15 @@ impl Stream {
         }
     }
 
+    /// Has a client that is asked to connect again do so on another connection, since who balances chooses
+    /// a gateway for each of those. Of a socket of its own that is the next in any case.
+    pub(crate) fn send_elsewhere(&self) {
+        match self {
+            Self::Plain(_) | Self::Tls(_) => {}
+            Self::Http2(stream) => stream.send_elsewhere(),
+        }
+    }
+
     /// Ends the sending side. Ready once that is done, or cannot be done any more.
     pub(crate) fn poll_shut_down(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.say_end();

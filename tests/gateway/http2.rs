@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use http::StatusCode;
 use http_body_util::BodyExt;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
+use crate::support::client::Message;
 use crate::support::gateway::Gateway;
-use crate::support::raw::RawClient;
+use crate::support::raw::{RawClient, TEXT, encode};
 use crate::support::transport::Http2;
+use crate::support::until;
 
 /// How a client begins: the preface and empty settings (RFC 9113 section 3.4).
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -52,6 +55,40 @@ fn goaway(mut said: &[u8]) -> Option<u32> {
         said = &rest[length..];
     }
     code
+}
+
+/// A name and a value that HPACK is not to remember (RFC 7541 section 6.2.2).
+fn header(name: &str, value: &str) -> Vec<u8> {
+    let (name_bytes, value_bytes) = (name.len() as u8, value.len() as u8);
+    [&[0x00, name_bytes], name.as_bytes(), &[value_bytes], value.as_bytes()].concat()
+}
+
+/// A request on `stream` for a WebSocket at `/echo`, with these headers more.
+fn extended_connect(stream: u32, headers: &[(&str, &str)]) -> Vec<u8> {
+    let fields = [
+        (":method", "CONNECT"),
+        (":protocol", "websocket"),
+        (":scheme", "https"),
+        (":path", "/echo"),
+        (":authority", "gateway"),
+        ("sec-websocket-version", "13"),
+    ];
+    let fields = fields.iter().chain(headers).flat_map(|(name, value)| header(name, value));
+    frame(HEADERS, END_HEADERS, stream, &fields.collect::<Vec<u8>>())
+}
+
+/// An HTTP/2 connection with a WebSocket on its first stream.
+async fn open_raw(gateway: &Gateway) -> RawClient {
+    let mut client = RawClient::connect(gateway.listen).await;
+    client.send(PREFACE).await;
+    client.send(&extended_connect(1, &[])).await;
+    assert_echo(&mut client, 1, "the first").await;
+    client
+}
+
+async fn assert_echo(client: &mut RawClient, stream: u32, text: &str) {
+    client.send(&frame(DATA, 0, stream, &encode(TEXT, text.as_bytes()))).await;
+    client.reader.read_through(text.as_bytes()).await;
 }
 
 async fn start(flags: &[&str]) -> Gateway {
@@ -249,4 +286,102 @@ async fn client_that_is_refused_and_asks_on_is_cut_all_the_same() {
     assert!(is_over, "it is there still");
     // For two of its requests there was room, and more.
     gateway.until_metric_above("wsgate_connections_rejected_total", 2.0).await;
+}
+
+/// hyper takes a CONNECT with a body for the end of its connection. Behind a proxy the other WebSockets on
+/// it are those of others.
+#[tokio::test]
+async fn request_for_a_websocket_that_announces_a_body_ends_no_other() {
+    let gateway = start(&[]).await;
+    let mut client = open_raw(&gateway).await;
+    let mut streams = (3..).step_by(2);
+    // More than may be open at a time, but not at a time.
+    for round in 1..=3 {
+        let refused = streams.by_ref().take(90);
+        let flood = refused.flat_map(|stream| extended_connect(stream, &[("content-length", "5")]));
+        client.send(&flood.collect::<Vec<u8>>()).await;
+        let (rejected, reason) = ("wsgate_connections_rejected_total", [("reason", "bad_request")]);
+        gateway.until_metric(rejected, &reason, 90.0 * f64::from(round)).await;
+    }
+    assert_echo(&mut client, 1, "still here").await;
+    let another = streams.next().expect("there are more");
+    client.send(&extended_connect(another, &[])).await;
+    assert_echo(&mut client, another, "and another").await;
+    client.shut_down().await;
+    client.reader.read_rest().await;
+    gateway.until_metric("wsgate_connections", &[], 0.0).await;
+}
+
+#[tokio::test]
+async fn client_that_does_not_read_how_it_is_refused_is_cut() {
+    let gateway = start(&[]).await;
+    let before = gateway.memory_bytes();
+    let mut attacker = RawClient::connect_with_receive_buffer(gateway.listen, 4_096).await;
+    attacker.send(PREFACE).await;
+    let mut is_cut = false;
+    for round in 0..1_000 {
+        let flood = (0..1_000).flat_map(|at| {
+            extended_connect(1 + 2 * (round * 1_000 + at), &[("content-length", "5")])
+        });
+        let flood = flood.collect::<Vec<u8>>();
+        let sent = tokio::time::timeout(Duration::from_secs(15), attacker.writer.write_all(&flood));
+        is_cut = sent.await.expect("it is not left waiting").is_err();
+        if is_cut {
+            break;
+        }
+    }
+    assert!(is_cut, "it is there still");
+    let grown = gateway.memory_bytes().saturating_sub(before);
+    assert!(grown < 4 << 20, "{grown} bytes for what nobody reads");
+    connect(&gateway).await.connect("/echo").await;
+}
+
+/// Each is reset, and a client may not have many of those. But a proxy brings those of all its clients.
+#[tokio::test]
+async fn trusted_proxy_is_not_cut_for_what_its_clients_do_wrong() {
+    let trusted = ["--trusted-proxies", "127.0.0.0/8", "--proxy-protocol", "off"];
+    for (flags, is_cut) in [(&[][..], true), (&trusted[..], false)] {
+        let gateway = start(flags).await;
+        let mut client = open_raw(&gateway).await;
+        let path = b"/echo?<";
+        let fields = [&GET[..2], &[0x04, path.len() as u8], path].concat();
+        let flood =
+            (0..150).flat_map(|at| frame(HEADERS, END_STREAM | END_HEADERS, 3 + 2 * at, &fields));
+        client.offer(&flood.collect::<Vec<u8>>()).await;
+        if is_cut {
+            assert_eq!(goaway(&client.reader.read_rest().await), Some(ENHANCE_YOUR_CALM));
+        } else {
+            assert_echo(&mut client, 1, "still here").await;
+        }
+    }
+}
+
+/// They were free on a connection that had come in.
+#[tokio::test]
+async fn each_request_for_a_page_is_a_handshake_as_on_a_socket_of_its_own() {
+    let gateway = start(&["--max-handshakes-per-second-per-address", "2"]).await;
+    let mut http2 = connect(&gateway).await;
+    let mut statuses = Vec::new();
+    for _ in 0..20 {
+        statuses.push(http2.ask("/", None, &[]).await.status());
+    }
+    assert_eq!(statuses[0], StatusCode::OK);
+    assert!(statuses.contains(&StatusCode::TOO_MANY_REQUESTS), "{statuses:?}");
+}
+
+/// On the same one the next WebSocket would come to the same gateway.
+#[tokio::test]
+async fn client_that_is_to_go_elsewhere_has_to_connect_anew() {
+    for is_aged in [true, false] {
+        let flags = if is_aged { &["--max-connection-age", "1s"][..] } else { &[] };
+        let gateway = start(flags).await;
+        let mut http2 = connect(&gateway).await;
+        let mut client = http2.connect("/echo").await;
+        if !is_aged {
+            let body = serde_json::json!({"percent": 100, "duration": "1ms"});
+            gateway.call("shed", body).await;
+        }
+        assert!(matches!(client.read().await, Message::Close(Some(1001), _)));
+        until("GOAWAY", async || http2.is_told_to_go().then_some(())).await;
+    }
 }

@@ -157,6 +157,11 @@ impl Http2 {
         Client::from_upgraded(upgraded, id)
     }
 
+    /// The gateway has said GOAWAY.
+    pub(crate) fn is_told_to_go(&self) -> bool {
+        self.requests.is_closed()
+    }
+
     /// What is answered to an extended CONNECT, or to a GET where there is no `protocol`.
     pub(crate) async fn ask(
         &mut self,

@@ -49,7 +49,8 @@ impl ClientAddress {
                 named.map_or(of_socket, |address| Self {
                     address: Some(address),
                     is_proxied: true,
-                    is_limited: true,
+                    // The last proxy that is known, where that names nobody.
+                    is_limited: !proxies.trusts_address(address),
                 })
             }
         }
@@ -61,6 +62,14 @@ impl ClientAddress {
         let settings = shard.settings();
         let limits = &settings.admission.limits;
         shard.loads.gate.try_enter(limited, limits, shard.now()).map_err(Limited)
+    }
+
+    /// Counts another request of a connection that has come in.
+    pub(super) fn try_ask_again(self, shard: &Shard) -> Result<(), Limited> {
+        let limited = self.address.filter(|_| self.is_limited).map(AddressKey::from);
+        let settings = shard.settings();
+        let limits = &settings.admission.limits;
+        shard.loads.gate.try_ask_again(limited, limits, shard.now()).map_err(Limited)
     }
 }
 
@@ -159,7 +168,11 @@ mod tests {
             let expected = ClientAddress { address: address(expected), is_proxied, is_limited };
             assert_eq!(found, expected, "{role:?}");
         }
-        // A proxy that names nobody is counted for nobody.
+        // A proxy that names nobody is counted for nobody, the last one of several too.
+        let remote = Remote { address: address("10.0.0.1"), role: Role::Proxy };
+        headers.insert("x-forwarded-for", HeaderValue::from_static("unknown, 10.0.0.7"));
+        let found = ClientAddress::of_request(&remote, &headers, &settings);
+        assert_eq!((found.address, found.is_limited), (address("10.0.0.7"), false));
         let remote = Remote { address: address("10.0.0.1"), role: Role::Proxy };
         let found = ClientAddress::of_request(&remote, &HeaderMap::new(), &settings);
         assert_eq!(found, ClientAddress::of_socket(&remote));

@@ -10,7 +10,7 @@
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,20 +21,20 @@ use http::{Method, Request, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::Interest;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::shard::Shard;
 use crate::shard::drain::Stage;
 use crate::shard::handshake::answer::{Accepted, Answer, Outcome, Refusal, Upgrade, answer};
-use crate::shard::handshake::check_in::CheckIn;
+use crate::shard::handshake::check_in::{CheckIn, Limited};
 use crate::shard::handshake::opening::{Opening, open};
 use crate::shard::handshake::proxied::Role;
 use crate::shard::handshake::{
     Handshake, MAX_HEAD_BYTES, Reservation, caught, in_time, reject, reserve,
 };
 use crate::shard::stream::Stream;
-use crate::shard::stream::http2::Http2;
+use crate::shard::stream::http2::{Http2, Siblings};
 use crate::telemetry::counters::{HTTP_2, Rejection};
 
 /// WebSockets on one connection at a time; a client that wants more opens another connection. A page has
@@ -56,9 +56,16 @@ const MAX_SEND_BYTES: usize = 64 * 1024;
 /// reset (CVE-2023-44487), and ends the connection.
 const MAX_PENDING_RESETS: usize = 20;
 
-/// Streams that were reset for what the client did wrong on them, such as a body without room. More ends
-/// the connection (RUSTSEC-2024-0003).
+/// Streams that were reset for what the client did wrong on them, such as a path that is none. More ends
+/// the connection (RUSTSEC-2024-0003). A trusted proxy brings what all its clients do wrong for as long as
+/// it runs, and reads what it is told: there is no bound for it, or anybody could end everybody's.
 const MAX_ERROR_RESETS: usize = 100;
+
+/// Requests that hyper itself has refused while the socket takes nothing. More ends the connection.
+const MAX_UNREAD_REFUSALS: usize = 100;
+
+/// The same in one turn, before others have theirs.
+const MAX_REFUSALS_PER_TURN: usize = 100;
 
 /// How an HTTP/2 connection begins (RFC 9113 section 3.4), as far as no request of HTTP/1 does.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0";
@@ -97,8 +104,16 @@ struct Connection {
     handshake: Rc<Handshake>,
     /// A request has come since somebody looked.
     was_used: Cell<bool>,
-    /// Each stream holds one, too.
-    streams: Arc<()>,
+    /// A request has come for which the socket itself had to come in.
+    has_asked: Cell<bool>,
+    /// Each stream holds it, too.
+    siblings: Arc<Siblings>,
+    /// hyper has ended the socket.
+    is_shut: Cell<bool>,
+    /// The socket takes nothing now.
+    is_full: Cell<bool>,
+    /// Requests that hyper has refused since.
+    unread_refusals: Cell<usize>,
     /// Streams that were answered with 200 in this very turn.
     answered: RefCell<Vec<Answered>>,
 }
@@ -108,7 +123,7 @@ struct Answered {
     reserved: Reservation,
     accepted: Accepted,
     began_at: Instant,
-    token: Arc<()>,
+    siblings: Arc<Siblings>,
 }
 
 impl Connection {
@@ -118,7 +133,7 @@ impl Connection {
     }
 
     fn has_streams(&self) -> bool {
-        Arc::strong_count(&self.streams) > 1
+        Arc::strong_count(&self.siblings) > 1
     }
 
     /// Judges one request.
@@ -127,6 +142,9 @@ impl Connection {
         self.was_used.set(true);
         if request.method() != Method::CONNECT || self.handshake.is_refused() {
             // No connection comes of it, also where the next request is somebody else's.
+            if let Err(limited) = self.try_ask_again() {
+                return self.refuse(&self.handshake, &Refusal::Limited(limited));
+            }
             let answer = match answer(shard, &self.handshake, &mut request).await {
                 Ok(Outcome::Page(page)) => self.count_page(page),
                 Ok(Outcome::Connection(..)) => self.refuse(&self.handshake, &Refusal::Full),
@@ -143,7 +161,7 @@ impl Connection {
         let Some(reserved) = reserve(shard, began_at, None) else {
             return self.refuse(&self.handshake, &Refusal::Full);
         };
-        let token = Arc::clone(&self.streams);
+        let siblings = Arc::clone(&self.siblings);
         let handshake = Rc::clone(&reserved.handshake);
         // Each stream has to come in too: it is a connection of its own.
         handshake.remote.set(self.handshake.remote.get());
@@ -151,7 +169,7 @@ impl Connection {
         match in_time(&handshake, judged).await {
             Some(Ok(Outcome::Page(page))) => self.count_page(page),
             Some(Ok(Outcome::Connection(response, accepted))) => {
-                let answered = Answered { reserved, accepted, began_at, token };
+                let answered = Answered { reserved, accepted, began_at, siblings };
                 self.answered.borrow_mut().push(answered);
                 response
             }
@@ -162,6 +180,18 @@ impl Connection {
                 *response.status_mut() = StatusCode::REQUEST_TIMEOUT;
                 response
             }
+        }
+    }
+
+    /// A request that is no WebSocket's costs as much as one on a socket of its own, so the limits of
+    /// handshakes are its, too. With the first of them the socket has come in.
+    fn try_ask_again(&self) -> Result<(), Limited> {
+        if !self.has_asked.replace(true) {
+            return Ok(());
+        }
+        match &*self.handshake.check_in.borrow() {
+            CheckIn::In(client, _) => client.try_ask_again(&self.shard),
+            CheckIn::Later | CheckIn::Refused { .. } => Ok(()),
         }
     }
 
@@ -179,7 +209,7 @@ impl Connection {
     /// has not run since: what is published from now on is heard, and nothing before.
     fn open_answered(&self) {
         for answered in self.answered.take() {
-            let Answered { mut reserved, accepted, began_at, token } = answered;
+            let Answered { mut reserved, accepted, began_at, siblings } = answered;
             let Accepted { upgrade, target, coding, subscriptions, identity } = accepted;
             let Upgrade::Http2(mut upgrade) = upgrade else { continue };
             let upgraded = Pin::new(&mut upgrade).poll(&mut Context::from_waker(Waker::noop()));
@@ -194,7 +224,7 @@ impl Connection {
             let opening = Opening {
                 id: reserved.handshake.id,
                 check_in: reserved.handshake.check_in.take(),
-                socket: Stream::Http2(Box::new(Http2::new(upgraded, token))),
+                socket: Stream::Http2(Box::new(Http2::new(upgraded, siblings))),
                 early: bytes::Bytes::new(),
                 target,
                 coding,
@@ -221,6 +251,80 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Tasks {
     }
 }
 
+/// The socket, as hyper uses it.
+struct Socket {
+    stream: Stream,
+    connection: Rc<Connection>,
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.connection.is_full.set(written.is_pending());
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.connection.is_shut.set(true);
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Has hyper go on. Ready at the end of the socket.
+fn poll_http<F>(mut http: Pin<&mut F>, connection: &Connection, cx: &mut Context<'_>) -> Poll<()>
+where
+    F: Future<Output = hyper::Result<()>>,
+{
+    for _ in 0..MAX_REFUSALS_PER_TURN {
+        let polled = http.as_mut().poll(cx);
+        if !matches!(polled, Poll::Ready(Ok(()))) || connection.is_shut.get() {
+            return polled.map(|_| ());
+        }
+        // hyper has reset a CONNECT that announces a body, and takes that for the end of everything. But the
+        // WebSockets on the other streams may be those of others, behind a proxy.
+        connection.was_used.set(true);
+        reject(&connection.shard, &connection.handshake, Rejection::BadRequest);
+        let unread =
+            if connection.is_full.get() { connection.unread_refusals.get() + 1 } else { 0 };
+        connection.unread_refusals.set(unread);
+        if unread > MAX_UNREAD_REFUSALS {
+            return Poll::Ready(());
+        }
+    }
+    cx.waker().wake_by_ref();
+    Poll::Pending
+}
+
 /// Serves `socket` until its client goes, or has had no WebSocket on it for too long, or a drain has
 /// closed them all.
 pub(super) async fn serve(reserved: Reservation, socket: Stream, accepted_at: Instant) {
@@ -229,9 +333,14 @@ pub(super) async fn serve(reserved: Reservation, socket: Stream, accepted_at: In
         shard: Rc::clone(&shard),
         handshake: Rc::clone(&handshake),
         was_used: Cell::new(false),
-        streams: Arc::new(()),
+        has_asked: Cell::new(false),
+        siblings: Arc::default(),
+        is_shut: Cell::new(false),
+        is_full: Cell::new(false),
+        unread_refusals: Cell::new(0),
         answered: RefCell::default(),
     });
+    let socket = Socket { stream: socket, connection: Rc::clone(&connection) };
     let service = service_fn(|request| {
         let connection = Rc::clone(&connection);
         async move { Ok::<_, Infallible>(connection.answer(request).await) }
@@ -244,13 +353,13 @@ pub(super) async fn serve(reserved: Reservation, socket: Stream, accepted_at: In
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_send_buf_size(MAX_SEND_BYTES)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-        .max_local_error_reset_streams(MAX_ERROR_RESETS)
+        .max_local_error_reset_streams((!connection.is_of_proxy()).then_some(MAX_ERROR_RESETS))
         .serve_connection(TokioIo::new(socket), service);
     let mut http = pin!(http);
     let mut had_requests = false;
     let mut is_leaving = false;
     let ended = poll_fn(|cx| {
-        let polled = http.as_mut().poll(cx).map(|_| ());
+        let polled = poll_http(http.as_mut(), &connection, cx);
         had_requests |= connection.was_used.get();
         if polled.is_ready() {
             return polled;
@@ -258,7 +367,10 @@ pub(super) async fn serve(reserved: Reservation, socket: Stream, accepted_at: In
         // GOAWAY: whoever is told no or is drained has nothing more to do here.
         let is_unwanted =
             shard.stage.get() != Stage::Serving || handshake.is_refused() && had_requests;
-        let mut leaves = is_unwanted && !connection.has_streams() && !is_leaving;
+        // A WebSocket on it was closed to be opened again elsewhere. The others on it go on.
+        let is_unwelcome = connection.siblings.poll_unwelcome(cx).is_ready();
+        let may_leave = is_unwanted && !connection.has_streams() || is_unwelcome;
+        let mut leaves = may_leave && !is_leaving;
         if handshake.poll_expired(cx).is_ready() {
             // A request that was on its way to us when we said GOAWAY is answered like any other. Who is refused
             // and asks on gets no more time for it.
@@ -278,7 +390,7 @@ pub(super) async fn serve(reserved: Reservation, socket: Stream, accepted_at: In
             handshake.renew(shard.now() + shard.settings().close_timeout, &shard);
             _ = handshake.poll_expired(cx);
             http.as_mut().graceful_shutdown();
-            return http.as_mut().poll(cx).map(|_| ());
+            return poll_http(http.as_mut(), &connection, cx);
         }
         Poll::Pending
     });

@@ -6,7 +6,8 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use hyper::upgrade::Upgraded;
@@ -16,18 +17,54 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// Most bytes of one piece: one DATA frame of the size that every client takes.
 const MAX_PIECE_BYTES: usize = 16 * 1024;
 
+/// What the WebSockets of one HTTP/2 connection tell it. Each of them holds it. All of them are on one
+/// thread, but hyper asks more of a stream.
+#[derive(Default)]
+pub(crate) struct Siblings {
+    is_unwelcome: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Siblings {
+    /// Their client is to open its next WebSocket elsewhere.
+    fn send_elsewhere(&self) {
+        self.is_unwelcome.store(true, Ordering::Relaxed);
+        let waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Whether the client is to go elsewhere. If not, it has the task of `cx` look again once it is.
+    pub(crate) fn poll_unwelcome(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_unwelcome.load(Ordering::Relaxed) {
+            return Poll::Ready(());
+        }
+        let mut waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => *waker = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+}
+
 /// See the module.
 pub(crate) struct Http2 {
     stream: TokioIo<Upgraded>,
     /// The driver's, whoever writes: it is the driver that goes on when there is room.
     waker: Waker,
-    /// Tells the connection that it has a stream.
-    _token: Arc<()>,
+    siblings: Arc<Siblings>,
 }
 
 impl Http2 {
-    pub(crate) fn new(upgraded: Upgraded, token: Arc<()>) -> Self {
-        Self { stream: TokioIo::new(upgraded), waker: Waker::noop().clone(), _token: token }
+    pub(crate) fn new(upgraded: Upgraded, siblings: Arc<Siblings>) -> Self {
+        Self { stream: TokioIo::new(upgraded), waker: Waker::noop().clone(), siblings }
+    }
+
+    /// The client is to open its next WebSocket elsewhere.
+    pub(crate) fn send_elsewhere(&self) {
+        self.siblings.send_elsewhere();
     }
 
     /// Takes as much of `slices` as there is room for. Returns how many bytes that are.
