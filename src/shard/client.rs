@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::task::Waker;
 use std::time::Instant;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use rustix::io::Errno;
 
 use crate::auth::identity::PublishGrant;
@@ -503,14 +503,20 @@ impl Client {
         frames.truncate(frame::boundary_from(&frames, taken));
         let mut done = frame::count_messages(&frames);
         let mut segments = if frames.is_empty() { Vec::new() } else { vec![Bytes::from(frames)] };
-        for segment in alone.flat_map(|batch| batch.segments_for(self.id).0) {
-            let mut at = 0;
-            while done > 0 && at < segment.len() {
-                at += frame::first_frame_bytes(&segment[at..]);
-                done -= 1;
-            }
-            if at < segment.len() {
-                segments.push(segment.slice(at..));
+        for batch in alone {
+            for mut segment in batch.segments_for(self.id).0 {
+                let mut at = 0;
+                while done > 0 && at < segment.len() {
+                    at += frame::first_frame_bytes(&segment[at..]);
+                    done -= 1;
+                }
+                if at < segment.len() {
+                    segment.advance(at);
+                    if at > 0 || batch.excludes(self.id) {
+                        let_go_of_the_whole(&mut segment);
+                    }
+                    segments.push(segment);
+                }
             }
         }
         self.hand_over(&mut connection, segments.iter(), count, Some(written), shard);
@@ -541,7 +547,15 @@ impl Client {
             less_own.extend(segments);
             count += others;
         }
-        self.offer_and_hand_over(connection, less_own.iter(), count, tally, shard);
+        if count == Count::default() {
+            return;
+        }
+        let written = self.offer(connection, less_own.iter(), tally);
+        let bytes: usize = less_own.iter().map(Bytes::len).sum();
+        if !matches!(written, Some(Ok(written)) if written == bytes) {
+            less_own.iter_mut().for_each(let_go_of_the_whole);
+        }
+        self.hand_over(connection, less_own.iter(), count, written, shard);
     }
 
     fn offer_and_hand_over<'a>(
@@ -555,12 +569,22 @@ impl Client {
         if count == Count::default() {
             return;
         }
-        let written = connection.outbound.is_empty().then(|| {
-            let slices: Vec<_> = segments.clone().map(|segment| IoSlice::new(segment)).collect();
+        let written = self.offer(connection, segments.clone(), tally);
+        self.hand_over(connection, segments, count, written, shard);
+    }
+
+    /// Writes what the socket takes of `segments`, if nothing waits before them.
+    fn offer<'a>(
+        &self,
+        connection: &Connection,
+        segments: impl Iterator<Item = &'a Bytes>,
+        tally: &Tally,
+    ) -> Option<io::Result<usize>> {
+        connection.outbound.is_empty().then(|| {
+            let slices: Vec<_> = segments.map(|segment| IoSlice::new(segment)).collect();
             tally.count_write();
             self.write_vectored(&slices, tally)
-        });
-        self.hand_over(connection, segments, count, written, shard);
+        })
     }
 
     /// Takes note of what became of whole frames that were offered to the socket, or were not since
@@ -791,4 +815,10 @@ impl Shard {
         self.counters.slow_consumers[action as usize].increment();
         self.counters.dropped_messages[action as usize].add(frames as u64);
     }
+}
+
+/// Has `part` of a segment lie alone in memory. In a queue, which counts what is to be written, it would hold
+/// all of the segment there, with what its connection has published itself and does not get.
+fn let_go_of_the_whole(part: &mut Bytes) {
+    *part = Bytes::copy_from_slice(part);
 }

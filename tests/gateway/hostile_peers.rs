@@ -73,6 +73,33 @@ async fn pings_of_clients_that_never_read_are_taken_and_only_the_latest_pongs_ar
     assert!(toll.memory_bytes < 4 * CLIENTS_OF_A_KIND * MOST_PER_CLIENT, "{toll:?}");
 }
 
+/// What it was sent lay in memory between its own messages, which it did not get and which stayed there.
+#[tokio::test]
+async fn subscriber_that_never_reads_and_publishes_keeps_no_memory_with_what_is_its_own() {
+    const OWN: &str = "/channels/own?own=false";
+    const QUEUED: f64 = 600.0 * 1024.0;
+    let gateway = Gateway::start(&["--shards", "1"]).await;
+    let mut stalled = gateway.open_stalled(OWN).await;
+    let mut other = gateway.open_raw(OWN).await;
+    let queued = async || sum(&gateway, "wsgate_outbound_queue_bytes", &[]).await;
+    let message = encode(BINARY, &[b'.'; 4_200]);
+    // What the kernel has room for.
+    while queued().await == 0.0 {
+        other.send(&message.repeat(50)).await;
+    }
+    let before = gateway.memory_bytes();
+    let own = encode(BINARY, &[b'o'; 16_000]).repeat(4);
+    while queued().await < QUEUED {
+        // All of it comes in one turn.
+        let frozen = gateway.freeze(0);
+        stalled.send(&own).await;
+        other.send(&message).await;
+        frozen.thaw();
+    }
+    let grown = gateway.memory_bytes().saturating_sub(before);
+    assert!(grown < 2 * MIB, "{grown} bytes for {} that are queued", queued().await);
+}
+
 #[tokio::test]
 async fn echo_clients_that_never_read_are_not_read_and_end_with_the_idle_timeout() {
     const CLIENTS: usize = 8;
