@@ -34,6 +34,9 @@ const FINAL_BLOCK_BYTES: usize = 2 * 1024;
 /// What any message costs beside its bytes.
 const MESSAGE_BYTES: usize = 512;
 
+/// How many bytes are inflated in the time in which one is deflated.
+const DEFLATING_WEIGHT: usize = 10;
+
 /// How messages of one connection are deflated.
 #[derive(Debug)]
 pub(crate) enum Coding {
@@ -89,6 +92,16 @@ impl Coding {
         matches!(self, Self::Takeover(takeover) if takeover.ours.is_some())
     }
 
+    /// What it takes to deflate a message of so many bytes for this connection only, as bytes that are
+    /// inflated.
+    pub(crate) fn effort_bytes(&self, message_bytes: usize) -> usize {
+        let each = match self {
+            Self::Takeover(takeover) if takeover.ours.is_some() => takeover.message_effort_bytes(),
+            Self::Off | Self::Alone(_) | Self::Takeover(_) => MESSAGE_BYTES,
+        };
+        DEFLATING_WEIGHT * (message_bytes + each)
+    }
+
     /// Whom a connection like this is written to alike with. `hears_one`: it hears one channel alone.
     pub(crate) fn group(&self, hears_one: bool) -> Group {
         match (self, hears_one) {
@@ -131,8 +144,12 @@ impl Takeover {
     /// What it takes to deflate `count` messages in `segments` for this connection only, as bytes that are
     /// deflated. To show a deflater a window of 8 KiB takes 8 us, in which it deflates half a KiB.
     pub(crate) fn effort_bytes(&self, segments: &[Bytes], count: Count) -> usize {
-        let each = MESSAGE_BYTES + self.window.bytes() / 16;
+        let each = self.message_effort_bytes();
         segments.iter().map(Bytes::len).sum::<usize>() + each * count.total() as usize
+    }
+
+    fn message_effort_bytes(&self) -> usize {
+        MESSAGE_BYTES + self.window.bytes() / 16
     }
 
     /// How far back messages refer that stand alone.

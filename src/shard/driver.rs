@@ -35,9 +35,10 @@ use crate::wire::header::ProtocolError;
 /// of it is not acted on at once is kept.
 const MAX_KEPT_READ_BYTES: usize = 64 * 1024;
 
-/// Once a read has taken so much inflating, in bytes that are made, the rest of it waits for the others'
-/// turn: a client gets no more of a shard's time, and of its memory, by deflating than without.
-const MAX_INFLATED_BYTES: usize = READ_BUFFER_BYTES;
+/// Once a read has taken so much inflating and deflating, as bytes that are inflated, the rest of it waits for
+/// the others' turn: a client gets little more of a shard's time, and none of its memory, by deflating than
+/// without.
+const MAX_EFFORT_BYTES: usize = READ_BUFFER_BYTES;
 
 /// Answers that are not in the read buffer are sent once they are so many bytes.
 const MAX_GATHERED_BYTES: usize = 64 * 1024;
@@ -304,7 +305,7 @@ pub(crate) fn process(
         false => (MAX_KEPT_BYTES - kept_bytes, MAX_KEPT_BYTES + read_bytes),
     };
     connection.decoder.restore(&mut buffer[at..at + kept_bytes]);
-    let mut inflated_bytes = 0;
+    let mut effort_bytes = 0;
     let mut answer = Answer::default();
     let rules =
         Rules { max_message_bytes: shard.max_message_bytes(), deflate: client.coding.is_on() };
@@ -356,6 +357,11 @@ pub(crate) fn process(
                         count_echoed(shard, kind);
                         answer.begin_gathering(buffer);
                         answer.deflate(client, connection, shard, frame.bytes(&buffer[start..]));
+                        effort_bytes += client.coding.effort_bytes(payload_bytes);
+                        if effort_bytes >= MAX_EFFORT_BYTES {
+                            answer.send(client, connection, shard, buffer);
+                            return connection.decoder.keep_unread(&buffer[at..end]);
+                        }
                     }
                     (Ask::Echo, ServerFrame::InPlace(range)) => {
                         count_echoed(shard, kind);
@@ -391,7 +397,7 @@ pub(crate) fn process(
                         return handle_violation(client, connection, shard, violation, now);
                     }
                 };
-                inflated_bytes += inflated.effort_bytes;
+                effort_bytes += inflated.effort_bytes;
                 count_received(shard, kind);
                 if client.takes_control
                     && let Some(control) = control_in(&inflated)
@@ -406,6 +412,9 @@ pub(crate) fn process(
                         count_echoed(shard, kind);
                         answer.begin_gathering(buffer);
                         answer.deflate(client, connection, shard, &inflated);
+                        if client.deflates(inflated.len(), shard) {
+                            effort_bytes += client.coding.effort_bytes(inflated.len());
+                        }
                         shard.recycle(inflated);
                     }
                     Ask::Publish { own } => match client.publish_grant.get() {
@@ -417,7 +426,7 @@ pub(crate) fn process(
                         }
                     },
                 }
-                if inflated_bytes >= MAX_INFLATED_BYTES {
+                if effort_bytes >= MAX_EFFORT_BYTES {
                     answer.send(client, connection, shard, buffer);
                     return connection.decoder.keep_unread(&buffer[at..end]);
                 }

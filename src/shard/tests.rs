@@ -1,9 +1,11 @@
 //! A real shard on a thread of its own, with real sockets. `flush` has one that writes when the test
-//! says so; `referring` has clients with context takeover there, and `tls` some that speak TLS.
+//! says so; `referring` has clients with context takeover there, and `tls` some that speak TLS. `turns` is
+//! about how long one client may take.
 
 mod flush;
 mod referring;
 mod tls;
+mod turns;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
