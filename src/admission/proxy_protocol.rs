@@ -93,6 +93,10 @@ fn parse_v1(input: &[u8]) -> Result<Option<ProxyHeader>, ProxyHeaderError> {
     if !header.ends_with(b"\r\n") {
         return Err(ProxyHeaderError::Malformed("its line does not end with CRLF".to_owned()));
     }
+    // What comes behind it is to be ignored (section 2.1), and ppp counts its words.
+    if header.starts_with(b"PROXY UNKNOWN\r") || header.starts_with(b"PROXY UNKNOWN ") {
+        return Ok(Some(ProxyHeader { bytes: header.len(), source: Source::Unnamed }));
+    }
     let parsed = ppp::v1::Header::try_from(header)
         .map_err(|error| ProxyHeaderError::Malformed(error.to_string()))?;
     let source = match parsed.addresses {
@@ -195,12 +199,13 @@ mod tests {
     fn header_split_at_any_byte_waits_for_the_rest_and_takes_nothing_behind_it() {
         let with_tlv = v2(1, 0x11, &[&tcp4()[16..], &[0xea, 0, 3, 1, 2, 3]].concat());
         let unix = v2(1, 0x31, &[0; 216]);
-        let cases: [(&[u8], Source); 13] = [
+        let cases: [(&[u8], Source); 14] = [
             (b"PROXY TCP4 192.0.2.1 10.0.0.1 4096 80\r\n", named("192.0.2.1")),
             (b"PROXY TCP6 2001:db8::1 ::1 65535 1\r\n", named("2001:db8::1")),
             (b"PROXY TCP6 ::ffff:192.0.2.1 ::1 1 2\r\n", named("192.0.2.1")),
             (b"PROXY UNKNOWN\r\n", Source::Unnamed),
             (b"PROXY UNKNOWN ffff:f...f:ffff what ever\r\n", Source::Unnamed),
+            (b"PROXY UNKNOWN a b c d e f  \xff g\r\n", Source::Unnamed),
             (&tcp4(), named("192.0.2.1")),
             (&tcp6("2001:db8::1"), named("2001:db8::1")),
             (&tcp6("::ffff:192.0.2.1"), named("192.0.2.1")),

@@ -330,11 +330,20 @@ impl Certificates {
     pub(super) async fn watch(self: Rc<Self>) {
         let mut interval = tokio::time::interval(LOOK_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut before = None;
+        let (mut before, mut unreadable) = (None, Unreadable::default());
         loop {
             interval.tick().await;
-            // A file that is missing for a moment is being replaced.
-            let Ok(found) = self.read() else { continue };
+            let found = match self.read() {
+                Ok(found) => found,
+                Err(error) => {
+                    before = None;
+                    if unreadable.is_to_be_told(&error) {
+                        self.take(Err(error));
+                    }
+                    continue;
+                }
+            };
+            unreadable = Unreadable::default();
             if *self.known.borrow() == found {
                 before = None;
             } else if before.as_ref() == Some(&found) {
@@ -344,5 +353,24 @@ impl Certificates {
                 before = Some(found);
             }
         }
+    }
+}
+
+/// What could not be read the last time, and whether that was told.
+#[derive(Default)]
+struct Unreadable {
+    what: String,
+    is_told: bool,
+}
+
+impl Unreadable {
+    /// Once, when it is found the second time: a file that is missing for a moment is being replaced.
+    fn is_to_be_told(&mut self, error: &CertificateError) -> bool {
+        let what = error.to_string();
+        if self.what != what {
+            *self = Self { what, is_told: false };
+            return false;
+        }
+        !std::mem::replace(&mut self.is_told, true)
     }
 }

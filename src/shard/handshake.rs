@@ -30,8 +30,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
+use crate::admission::rate::{Rate, TokenBucket};
 use crate::pubsub::ConnectionId;
-use crate::shard::Shard;
 use crate::shard::accept::Entrance;
 use crate::shard::admitted::Shown;
 use crate::shard::driver;
@@ -41,6 +41,7 @@ use crate::shard::handshake::opening::{Opening, open};
 use crate::shard::handshake::proxied::{Remote, RemoteError, Role};
 use crate::shard::stream::Stream;
 use crate::shard::stream::tls::Tls;
+use crate::shard::{MAX_REFUSED, Shard};
 use crate::telemetry::counters::{HTTP_1, Rejection};
 
 /// Largest request head in bytes.
@@ -78,7 +79,14 @@ impl Handshake {
 
     /// Whoever is at the other end of the socket is told no, whatever they ask for.
     fn is_refused(&self) -> bool {
-        self.refusal.is_some() || matches!(&*self.check_in.borrow(), CheckIn::Refused { .. })
+        self.refusal_reason().is_some()
+    }
+
+    fn refusal_reason(&self) -> Option<Rejection> {
+        match &*self.check_in.borrow() {
+            CheckIn::Refused { why, .. } => Some(why.reason()),
+            CheckIn::Later | CheckIn::In(..) => self.refusal,
+        }
     }
 
     /// Where the client is, as far as that is known, for the log.
@@ -166,6 +174,27 @@ async fn check_in(
     };
     handshake.check_in.replace(entered);
     Ok(())
+}
+
+/// To say no over TLS takes as much as to let somebody in. So many a second hear why from each shard; what
+/// comes beyond is closed.
+fn tls_refusals() -> Rate {
+    Rate::new(50, MAX_REFUSED as u32)
+}
+
+impl Shard {
+    /// A bucket for [`Shard::may_refuse_over_tls`].
+    pub(super) fn new_tls_refusals(now: Instant) -> TokenBucket {
+        TokenBucket::full(tls_refusals(), now)
+    }
+
+    /// Counts one more to whom it is said over TLS why they may not come in, if there may be one.
+    fn may_refuse_over_tls(&self) -> bool {
+        let mut bucket = self.tls_refusals.get();
+        let may = bucket.try_take(tls_refusals(), Instant::now()).is_ok();
+        self.tls_refusals.set(bucket);
+        may
+    }
 }
 
 /// Counts a socket of which no connection comes, and says so to whoever reads the log for details.
@@ -271,6 +300,12 @@ async fn serve(
 ) {
     let (shard, handshake) = (Rc::clone(&reserved.shard), Rc::clone(&reserved.handshake));
     if let Err(reason) = check_in(&shard, &handshake, &socket).await {
+        return reject(&shard, &handshake, reason);
+    }
+    if let Some(reason) = handshake.refusal_reason()
+        && entrance.tls.is_some()
+        && !shard.may_refuse_over_tls()
+    {
         return reject(&shard, &handshake, reason);
     }
     let socket = match encrypt(&shard, &handshake, socket, entrance).await {

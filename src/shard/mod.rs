@@ -53,6 +53,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::{debug, error};
 
 use crate::admission::addresses::Limits;
+use crate::admission::rate::TokenBucket;
 use crate::auth::identity::PublishGrant;
 use crate::broker::Broker;
 use crate::broker::memory::{MemoryBroker, Seat};
@@ -250,6 +251,8 @@ pub(crate) struct Shard {
     turn_started: Notify,
     /// Sockets in their handshake that will only be told that there is no room.
     refused: Cell<usize>,
+    /// Those that are told so over TLS.
+    tls_refusals: Cell<TokenBucket>,
     /// Goes forward only.
     stage: Cell<Stage>,
     stop_accepting: Notify,
@@ -333,6 +336,7 @@ impl Shard {
             timers_changed: Notify::new(),
             turn_started: Notify::new(),
             refused: Cell::new(0),
+            tls_refusals: Cell::new(Self::new_tls_refusals(Instant::now())),
             stage: Cell::new(Stage::Serving),
             stop_accepting: Notify::new(),
             emptied: Notify::new(),

@@ -97,6 +97,51 @@ async fn files_that_change_are_loaded_without_a_signal_and_what_does_not_fit_is_
     assert!(expiry > 1_700_000_000.0, "{expiry}");
 }
 
+/// A renewal that only root may read was ignored without a word.
+#[tokio::test]
+async fn file_that_cannot_be_read_is_told_once_and_what_was_loaded_stays() {
+    let authority = Authority::new();
+    let (pair, connector) = (authority.sign("gateway", &[HOST]), authority.connector());
+    let gateway = start(&[&pair], &["--shards", "1"]).await;
+    let before = shown(&connector, &gateway, HOST).await;
+    let (cert, key) = authority.sign_pem(&[HOST]);
+    // Root may read everything, but no directory.
+    std::fs::remove_file(&pair.key).expect("it is there");
+    std::fs::create_dir(&pair.key).expect("nothing is there");
+    replace(&pair.cert, &cert);
+    gateway.until_metric(RELOADS, &[("result", "failure")], 1.0).await;
+    gateway.until_logged("cannot be read").await;
+    assert_eq!(shown(&connector, &gateway, HOST).await, before);
+
+    std::fs::remove_dir(&pair.key).expect("it is there");
+    replace(&pair.key, &key);
+    gateway.until_metric(RELOADS, &[("result", "success")], 1.0).await;
+    assert_eq!(shown(&connector, &gateway, HOST).await, der(&cert));
+    assert_eq!(gateway.metrics().await.sum(RELOADS, &[("result", "failure")]), 1.0);
+}
+
+/// Each refused client cost as much as one that is let in.
+#[tokio::test]
+async fn flood_of_clients_over_the_limit_costs_a_handshake_of_tls_for_few_of_them() {
+    const CLIENTS: usize = 400;
+    let authority = Authority::new();
+    let (pair, connector) = (authority.sign("gateway", &[HOST]), authority.connector());
+    let limit = ["--shards", "1", "--max-handshakes-per-second", "1"];
+    let gateway = start(&[&pair], &limit).await;
+    let mut encrypted = 0;
+    for _ in 0..CLIENTS {
+        encrypted += usize::from(tls::connect(&connector, gateway.listen, HOST).await.is_ok());
+    }
+    assert!(encrypted >= 10, "{encrypted} hear why");
+    assert!(encrypted < CLIENTS, "all of them do");
+    let counted = async || {
+        let metrics = gateway.metrics().await;
+        let rejected = metrics.sum("wsgate_connections_rejected_total", &[]);
+        (rejected >= CLIENTS as f64).then_some(())
+    };
+    until("each of them is counted", counted).await;
+}
+
 #[tokio::test]
 async fn certificate_is_chosen_by_the_name_that_the_client_asks_for() {
     let authority = Authority::new();
