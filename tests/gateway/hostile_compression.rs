@@ -45,11 +45,11 @@ const TURN_BYTES: usize = MIB + 256 * 1024 + 64 * 1024;
 /// quarter. What waits unread, and buffers, are less than the rest.
 const PUBLISHED_BYTES: usize = SHARDS * (2 * MAILBOX_BYTES + 4 * TURN_BYTES) * 5 / 4 + 2 * MIB;
 
-/// 64 KiB of zeros, deflated.
-fn bomb() -> Vec<u8> {
-    let mut deflated = Vec::with_capacity(1_000);
+/// So many zeros, deflated.
+fn bomb(bytes: usize) -> Vec<u8> {
+    let mut deflated = Vec::with_capacity(1_000 + bytes / 500);
     let mut compress = Compress::new(Compression::best(), false);
-    compress.compress_vec(&[0; 65_536], &mut deflated, FlushCompress::Sync).expect("zeros");
+    compress.compress_vec(&vec![0; bytes], &mut deflated, FlushCompress::Sync).expect("zeros");
     deflated.truncate(deflated.len() - 4);
     deflated
 }
@@ -69,17 +69,16 @@ fn flood(payload: &[u8]) -> Vec<u8> {
 /// served. The gateway's memory may grow by `most_bytes`, however it deflates.
 async fn besiege(path: &str, offer: &str, flood: Vec<u8>, most_bytes: usize) {
     for mode in MODES {
-        let grown = besiege_in(mode, path, offer, &flood).await;
+        let mailbox = MAILBOX_BYTES.to_string();
+        let bounds = ["--max-message-bytes", "64KiB", "--mailbox-bytes", &mailbox];
+        let grown = besiege_in(mode, &bounds, path, offer, &flood).await;
         assert!(grown < most_bytes, "{mode}: {grown} bytes");
     }
 }
 
 /// Returns the most that the gateway's memory grew by.
-async fn besiege_in(mode: &str, path: &str, offer: &str, flood: &[u8]) -> usize {
-    let mailbox = MAILBOX_BYTES.to_string();
-    let flags =
-        ["--max-message-bytes", "64KiB", "--mailbox-bytes", &mailbox, "--compression", mode];
-    let siege = Siege::begin(&flags).await;
+async fn besiege_in(mode: &str, flags: &[&str], path: &str, offer: &str, flood: &[u8]) -> usize {
+    let siege = Siege::begin(&[flags, &["--compression", mode]].concat()).await;
     let toll = siege
         .withstand(async |siege| {
             let mut flooders = JoinSet::new();
@@ -106,12 +105,12 @@ async fn besiege_in(mode: &str, path: &str, offer: &str, flood: &[u8]) -> usize 
 #[tokio::test]
 async fn echoes_of_bombs_are_bounded_by_the_queue_and_not_by_what_they_inflate_to() {
     // What is read at once inflates to a thousand times as much.
-    besiege("/echo", SMALLEST_WINDOW, flood(&bomb()), 24 * MIB).await;
+    besiege("/echo", SMALLEST_WINDOW, flood(&bomb(65_536)), 24 * MIB).await;
 }
 
 #[tokio::test]
 async fn publications_of_bombs_leave_others_their_turn_and_take_what_turns_and_lanes_may() {
-    besiege("/channels/bombs-{}?own=false", OFFER, flood(&bomb()), PUBLISHED_BYTES).await;
+    besiege("/channels/bombs-{}?own=false", OFFER, flood(&bomb(65_536)), PUBLISHED_BYTES).await;
 }
 
 #[tokio::test]
@@ -121,8 +120,14 @@ async fn messages_of_final_blocks_leave_others_their_turn() {
 
 #[tokio::test]
 async fn unfinished_deflated_message_takes_what_has_arrived_of_it() {
-    // One message without an end, in fragments that hold nothing.
-    let first = encode_with(RSV1 | BINARY, &bomb());
+    // One message without an end, in fragments that hold nothing. Inflated it would be 20 MiB of all.
+    let first = encode_with(RSV1 | BINARY, &bomb(4 * MIB));
     let empty = encode_with(CONTINUATION, b"").repeat(50_000);
-    besiege("/echo", OFFER, [first, empty].concat(), 8 * MIB).await;
+    let flood = [first, empty].concat();
+    let queue = ["--outbound-queue-bytes", "8MiB", "--mailbox-bytes", "8MiB"];
+    let large = [&["--max-message-bytes", "4MiB"], &queue[..]].concat();
+    for mode in MODES {
+        let grown = besiege_in(mode, &large, "/echo", OFFER, &flood).await;
+        assert!(grown < 8 * MIB, "{mode}: {grown} bytes");
+    }
 }
