@@ -19,16 +19,43 @@ from gateway import DEADLINE_SECONDS, ROOT, Gateway
 from programs import Program, run, tool
 from terminal import Terminal
 
-# The function for browsers, with npm's ws in the place of a browser's WebSocket.
+# The function for browsers, with npm's ws in the place of a browser's WebSocket. It ends when there is no
+# connection, and none will be tried.
 BROWSER = """
-globalThis.WebSocket = require('ws');
+globalThis.WebSocket = class extends require('ws') {{
+  constructor(url) {{
+    super(url);
+    // To Node an error that nobody listens to is fatal, to a browser it is not.
+    this.on('error', (error) => console.error(error.message));
+  }}
+}};
+process.exitCode = 1;
 {function}
 const client = keepConnected(process.argv[2], (message) => console.log(message));
 let told = false;
 setInterval(() => {{
   if (!told && client.send('from the page')) told = true;
-}}, 20);
+}}, 20).unref();
 """
+
+# Beside the program in Go: makes it print its first waits and end.
+WAITS = """
+package main
+
+import (
+	"fmt"
+	"os"
+)
+
+func init() {
+	for attempts := 0; attempts < 10; attempts++ {
+		fmt.Println(wait(attempts).Seconds())
+	}
+	os.Exit(0)
+}
+"""
+
+ALL = ["browser.js", "node.js", "python.py", "dotnet.cs", "golang.go"]
 
 
 def document() -> str:
@@ -64,13 +91,17 @@ def runnable(name: str, directory: Path) -> list[object]:
             assert node, "node is missing; run 'scripts/test tools'"
             return [node, file]
         case ".go":
-            cache = str(directory / "cache")
-            run(tool("go"), "build", "-o", built, file, GO111MODULE="off", GOCACHE=cache)
+            build_go(built, file)
             return [built]
         case ".cs":
             run(tool("mono"), tool("mcs"), f"-out:{built}", file)
             return [tool("mono"), built]
     raise AssertionError(name)
+
+
+def build_go(built: Path, *files: Path) -> None:
+    cache = str(built.parent / "cache")
+    run(tool("go"), "build", "-o", built, *files, GO111MODULE="off", GOCACHE=cache)
 
 
 def publish(gateway: Gateway, message: str) -> None:
@@ -84,7 +115,7 @@ def hears(gateway: Gateway, client: Program, message: str) -> None:
     client.until(lambda: message in client.log, f"it hears {message!r}")
 
 
-@pytest.mark.parametrize("name", ["browser.js", "node.js", "python.py", "dotnet.cs", "golang.go"])
+@pytest.mark.parametrize("name", ALL)
 def test_client_of_the_document_hears_a_channel_and_comes_back_after_a_restart(
     name: str, start_gateway: StartGateway, start_program: StartProgram, tmp_path: Path
 ) -> None:
@@ -101,17 +132,58 @@ def test_client_of_the_document_hears_a_channel_and_comes_back_after_a_restart(
     hears(gateway, client, "after " + "x" * 10_000)
 
 
-@pytest.mark.parametrize("name", ["node.js", "python.py", "dotnet.cs", "golang.go"])
+@pytest.mark.parametrize("name", ALL)
+def test_client_of_the_document_comes_back_until_there_is_room(
+    name: str, start_gateway: StartGateway, start_program: StartProgram, tmp_path: Path
+) -> None:
+    command = runnable(name, tmp_path)
+    gateway = start_gateway(max_connections=1)
+    with gateway.connect("/echo"):
+        client = start_program(*command, gateway.url("/channels/news"))
+        client.until(
+            lambda: gateway.metrics().total("wsgate_connections_rejected_total", reason="full") >= 2,
+            "it was refused with 503, and came again",
+        )
+    hears(gateway, client, "now there is room")
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_client_of_the_document_ends_when_it_is_told_that_it_is_at_fault(
     name: str, start_gateway: StartGateway, start_program: StartProgram, tmp_path: Path
 ) -> None:
     command = runnable(name, tmp_path)
     gateway = start_gateway()
-    client = start_program(*command, gateway.url("/channels/news?hello=true"))
-    client.until(lambda: '"connection"' in client.log, "it was told its id")
-    id = re.search(r'{"connection":"([^"]+)"}', client.log)[1]
-    gateway.api("disconnect", {"connection": id, "code": 4001, "reason": "banned"})
-    assert client.process.wait(timeout=15) == 1
+    told = r'{"connection":"([^"]+)"}'
+    for code in (1002, 1007, 1008, 1009, 4001):
+        client = start_program(*command, gateway.url("/channels/news?hello=true"))
+        client.until(lambda client=client: re.search(told, client.log), "it was told its id")
+        (id,) = re.findall(told, client.log)
+        gateway.api("disconnect", {"connection": id, "code": code, "reason": "at fault"})
+        assert client.process.wait(timeout=DEADLINE_SECONDS) == 1, code
+
+
+# Those that know the status of a refusal.
+@pytest.mark.parametrize("name", ["node.js", "python.py", "golang.go"])
+def test_client_of_the_document_ends_when_it_is_refused_for_what_it_asked(
+    name: str, start_gateway: StartGateway, start_program: StartProgram, tmp_path: Path
+) -> None:
+    command = runnable(name, tmp_path)
+    gateway = start_gateway(environment={"WSGATE_TOKEN_HMAC_SECRET": "x" * 32})
+    for path, status in (("/nowhere", 404), ("/channels/news", 401)):
+        client = start_program(*command, gateway.url(path))
+        assert client.process.wait(timeout=DEADLINE_SECONDS) == 1, status
+        assert str(status) in client.log
+
+
+def test_clients_in_go_do_not_wait_the_same_times(tmp_path: Path) -> None:
+    file, waits, built = (tmp_path / name for name in ("golang.go", "waits.go", "waits"))
+    file.write_text(program("golang.go"))
+    waits.write_text(WAITS)
+    build_go(built, file, waits)
+    one, other = (tuple(map(float, run(built).split())) for _ in range(2))
+    assert one != other
+    for attempts, seconds in enumerate(one):
+        assert 0 <= seconds <= min(30, 0.5 * 2**attempts)
 
 
 def at_terminal(directory: Path, gateway: Gateway, path: str) -> Terminal:
