@@ -13,11 +13,13 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
+from conftest import Certificate
 from gateway import ROOT, binary
 from programs import DEPLOY, run, tool
 
 DOCKER = DEPLOY / "docker"
 CHART = DEPLOY / "kubernetes/wsgate"
+TOKENS_AND_TLS = DEPLOY / "kubernetes/tokens-and-tls.yaml"
 
 # The oldest that the chart is for, and the newest that there are schemas of.
 KUBERNETES = ("1.27", "1.37")
@@ -28,6 +30,8 @@ EVERYTHING = (
     "--set=apiKey.value=secret",
     "--set=service.type=LoadBalancer",
     "--set=service.externalTrafficPolicy=Local",
+    "--set-json=extraEnvFrom=[{\"secretRef\": {\"name\": \"more\"}}]",
+    f"--values={TOKENS_AND_TLS}",
 )
 
 
@@ -179,6 +183,67 @@ def test_gateway_takes_the_settings_of_the_chart(tmp_path: Path) -> None:
 def test_setting_that_is_the_chart_s_own_is_refused() -> None:
     with pytest.raises(AssertionError, match=r"settings\.listen is the chart's own"):
         rendered("--set=settings.listen=0.0.0.0:1")
+
+
+@pytest.mark.parametrize("choice", ["console: off", "compression: off", "console: on"])
+def test_off_and_on_without_quotes_are_refused_where_they_are_written(
+    choice: str, tmp_path: Path
+) -> None:
+    values = tmp_path / "values.yaml"
+    name, _, word = choice.partition(": ")
+    values.write_text(f"settings:\n  {choice}\n")
+    with pytest.raises(AssertionError, match=rf"settings\.{name} is .* YAML takes off and on"):
+        rendered(f"--values={values}")
+    values.write_text(f'settings:\n  {name}: "{word}"\n')
+    toml = rendered(f"--values={values}")["ConfigMap", "gateway-wsgate"]["data"]["wsgate.toml"]
+    assert f'{name} = "{word}"' in toml
+    check_settings(tmp_path, toml)
+
+
+def test_gateway_with_tokens_and_tls_finds_its_secrets(
+    certificate: Certificate, tmp_path: Path
+) -> None:
+    documents = rendered(f"--values={TOKENS_AND_TLS}")
+    spec = pod(documents)
+    (container,) = spec["containers"]
+    (variable,) = container["env"]
+    reference = variable["valueFrom"]["secretKeyRef"]
+    # The Secrets that the example says how to make: this one, and that of TLS with the names of its kind.
+    example = TOKENS_AND_TLS.read_text()
+    assert f"create secret generic {reference['name']} --from-literal={reference['key']}=" in example
+    (volume,) = (volume for volume in spec["volumes"] if "secret" in volume)
+    assert f"create secret tls {volume['secret']['secretName']} " in example
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    (mounted / "tls.crt").symlink_to(certificate.certificate)
+    (mounted / "tls.key").symlink_to(certificate.key)
+    places = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    toml = documents["ConfigMap", "gateway-wsgate"]["data"]["wsgate.toml"]
+    assert toml.count(places[volume["name"]]) == 2
+    toml = toml.replace(places[volume["name"]], str(mounted))
+    told = check_settings(tmp_path, toml, **{variable["name"]: "x" * 44})
+    assert f"{mounted}/tls.crt" in told
+    assert documents["Service", "gateway-wsgate"]["spec"]["ports"][0]["port"] == 443
+
+
+def test_environment_has_the_key_of_the_api_and_more() -> None:
+    (container,) = pod(rendered(*EVERYTHING))["containers"]
+    names = [variable["name"] for variable in container["env"]]
+    assert names == ["WSGATE_API_KEY", "WSGATE_TOKEN_HMAC_SECRET"]
+    assert container["envFrom"] == [{"secretRef": {"name": "more"}}]
+    with pytest.raises(AssertionError, match="WSGATE_DRAIN_GRACE is the chart's own"):
+        rendered("--set=extraEnv[0].name=WSGATE_DRAIN_GRACE", "--set=extraEnv[0].value=1s")
+
+
+def test_notes_tell_the_address_and_nothing_of_our_tests() -> None:
+    def notes(*options: str) -> str:
+        dry = ("--dry-run=client", "--namespace=default")
+        told = run(tool("helm"), "install", *dry, "gateway", CHART, *options)
+        return told.partition("\nNOTES:\n")[2]
+
+    assert notes().startswith("Clients:   ws://gateway-wsgate.default.svc:80\n")
+    assert "wss://gateway-wsgate.default.svc:443\n" in notes(f"--values={TOKENS_AND_TLS}")
+    assert "tried" not in notes()
 
 
 def test_probes_ask_the_admin_port_and_the_pod_may_do_nothing_else() -> None:
