@@ -44,6 +44,15 @@ def test_tests_that_files_speak_of_are_there() -> None:
             assert (ROOT / test).is_file(), f"{path.relative_to(ROOT)}: there is no {test}"
 
 
+def test_no_limit_of_open_files_is_lowered() -> None:
+    """systemd sets both to the most there is, so any number would be less."""
+    text = (DEPLOY / "sysctl.conf").read_text()
+    assert not re.search(r"^-?fs\.(file-max|nr_open)\b", text, re.MULTILINE)
+    # What a kernel without systemd lets one process have.
+    service = (DEPLOY / "systemd/wsgate.service").read_text()
+    assert int(re.search(r"^LimitNOFILE=(\d+)$", service, re.MULTILINE)[1]) <= 1024 * 1024
+
+
 def test_kernel_knows_every_setting_and_each_has_its_reason() -> None:
     lines = (DEPLOY / "sysctl.conf").read_text().splitlines()
     reason = False
