@@ -29,7 +29,9 @@ SCRAPE_INTERVAL = "500ms"
 def hastened(rules: str) -> str:
     """Rules with seconds for minutes, and without waiting before an alert fires."""
     rules = re.sub(r"^( +)for: \w+$", r"\1for: 0s", rules, flags=re.MULTILINE)
-    return rules.replace("[5m]", f"[{WINDOW}]").replace("[15m]", "[15s]").replace("[30m]", "[30s]")
+    # The shortest has to hold several scrapes, too.
+    rules = rules.replace("[2m]", f"[{WINDOW}]").replace("[5m]", f"[{WINDOW}]")
+    return rules.replace("[15m]", "[15s]").replace("[30m]", "[30s]")
 
 
 class Prometheus:
