@@ -53,7 +53,9 @@ impl Crowd {
     async fn gather(policy: &str) -> Self {
         let queue = QUEUE_BYTES.to_string();
         let flags = ["--shards", "2", "--slow-consumer", policy, "--outbound-queue-bytes", &queue];
-        let gateway = Gateway::start(&flags).await;
+        // However long a busy machine takes, no Ping comes between the messages.
+        let silence = ["--ping-interval", "10m", "--idle-timeout", "20m"];
+        let gateway = Gateway::start(&[&flags[..], &silence].concat()).await;
         let readers = connect_many(gateway.listen, "/channels/news", READERS).await;
         let publisher = gateway.connect("/channels/news?own=false").await;
         let slow = gateway.open_narrow("/channels/news").await;
