@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         Command::Man { directory: Some(directory), .. } => {
             words::write_manuals(&directory).map_err(failed)
         }
-        Command::Man { command, directory: None } => manual(command.as_deref()),
+        Command::Man { command, directory: None } => manual(&command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -76,10 +76,8 @@ fn connect(flags: ConnectFlags) -> Result<(), Failure> {
     client::connect(&options).map_err(failed)
 }
 
-fn manual(command: Option<&str>) -> Result<(), Failure> {
-    let page = words::manual(command);
-    let page = page.ok_or_else(|| (USAGE.into(), "there is no such command".into()))?;
-    print(&page)
+fn manual(command: &[String]) -> Result<(), Failure> {
+    print(&words::manual(command).map_err(|error| (USAGE.into(), error.into()))?)
 }
 
 fn print(text: &[u8]) -> Result<(), Failure> {

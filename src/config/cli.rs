@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, Parser, Subcommand, value_parser};
 use clap_complete::Shell;
 
-use super::connect::{ConnectFlags, EXAMPLES};
+use super::connect::ConnectFlags;
+use super::epilogue;
 use super::key::{DefaultValue, Key};
 use super::token_command::TokenCommand;
 
@@ -19,7 +20,7 @@ use super::token_command::TokenCommand;
     version,
     about = "A multi-core WebSocket gateway",
     max_term_width = 80,
-    after_help = START_HELP
+    after_help = epilogue::help("wsgate")
 )]
 pub struct Cli {
     /// What to do.
@@ -31,32 +32,32 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the gateway
-    #[command(after_help = SOURCES_HELP)]
+    #[command(after_help = epilogue::help("wsgate-serve"))]
     Serve(Flags),
     /// Validate a configuration exactly as serve would, and show the settings that hold
-    #[command(after_help = SOURCES_HELP)]
+    #[command(after_help = epilogue::help("wsgate-check"))]
     Check(Flags),
     /// Make and check tokens, with the settings about tokens that serve would have
     #[command(subcommand)]
     Token(TokenCommand),
     /// Talk to a WebSocket server, at a terminal or in a script
-    #[command(after_help = EXAMPLES)]
+    #[command(after_help = epilogue::help("wsgate-connect"))]
     Connect(Box<ConnectFlags>),
     /// Tell about the settings
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Print a script that completes arguments in a shell
-    #[command(after_help = COMPLETIONS_HELP)]
+    #[command(after_help = epilogue::help("wsgate-completions"))]
     Completions {
         /// The shell
         shell: Shell,
     },
     /// Print a page of the manual
-    #[command(after_help = "Read one with: wsgate man connect | man -l -")]
+    #[command(after_help = epilogue::help("wsgate-man"))]
     Man {
-        /// The command that it is about [default: wsgate itself]
+        /// The command that it is about, in one word or in several [default: wsgate itself]
         #[arg(value_name = "COMMAND", conflicts_with = "directory")]
-        command: Option<String>,
+        command: Vec<String>,
         /// Write all pages into this directory instead
         #[arg(long, value_name = "DIRECTORY")]
         directory: Option<PathBuf>,
@@ -69,28 +70,6 @@ pub enum ConfigCommand {
     /// Print every setting with its default, its unit and its meaning
     Doc,
 }
-
-const START_HELP: &str = "\
-Start:    wsgate serve
-Try it:   wsgate connect ws://localhost:8080/echo
-Settings: wsgate config doc";
-
-const COMPLETIONS_HELP: &str = "\
-Bash: wsgate completions bash > ~/.local/share/bash-completion/completions/wsgate
-Zsh:  wsgate completions zsh > a file _wsgate in a directory of $fpath
-Fish: wsgate completions fish > ~/.config/fish/completions/wsgate.fish";
-
-const SOURCES_HELP: &str = "\
-Every option but --config can also be set in the environment and in the file, by
-the same word:
-  --max-message-bytes 64KiB
-  WSGATE_MAX_MESSAGE_BYTES=64KiB
-  max_message_bytes = \"64KiB\"
-A flag wins over the environment, and the environment over the file.
-On SIGHUP serve reads them anew, and the settings marked [reload] change at once.
-
-Sizes are bytes or have a unit: 65536, 64KiB, 1MiB. Durations have a unit: 500ms,
-25s, 1m 30s.";
 
 /// The settings that were given as flags, as they were written.
 #[derive(Clone, Default)]

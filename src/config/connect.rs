@@ -33,26 +33,6 @@ const TLS: &str = "TLS";
 const RECONNECTING: &str = "Reconnecting";
 const SCRIPTS: &str = "Scripts";
 
-/// What is shown below the options.
-pub(super) const EXAMPLES: &str = "\
-At a terminal, what is typed is sent as a text, and what arrives is shown with
-its time and direction; /help lists the commands. Otherwise each line of standard
-input is sent, and each message that arrives is a line of standard output: a text
-as it is, a binary message in hexadecimal. After the end of the input, as many
-messages are waited for as lines were sent, unless --expect or --count say what.
-
-Exit codes: 0 all went well; 1 no connection, one that ended early or abnormally,
-or what was awaited did not come in time; 2 wrong usage.
-
-Examples:
-  wsgate connect ws://localhost:8080/channels/news
-  echo hello | wsgate connect ws://localhost:8080/echo --expect hello --timeout 2s
-  echo '{\"a\":1}' | wsgate connect 'ws://localhost:8080/channels/news?own=false' \\
-      --count 0
-  wsgate connect ws://localhost:8080/channels/news --count 1 < /dev/null
-  wsgate connect wss://example.com/echo --ca test-ca.pem --compression
-  wsgate connect ws+unix:///run/wsgate.sock:/echo";
-
 /// The arguments of `wsgate connect`.
 #[derive(Clone, Debug, Args)]
 pub struct ConnectFlags {

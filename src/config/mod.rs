@@ -6,6 +6,7 @@
 //! - [`Config`]: the settings that hold, and where each of them came from.
 //! - [`ConfigErrors`]: what is wrong, each with its setting, its value, its place and its remedy.
 //! - `key`: every setting with its name, its default and its help: **begin here to add one**.
+//! - `epilogue`: what stands below the options of a command, in its help and in the manual.
 //! - [`words`]: every setting in words, completions for shells, pages of the manual.
 //! - `connect`: the command line of `wsgate connect`.
 //! - `layers`: which source decides a setting.
@@ -21,6 +22,7 @@
 mod cli;
 mod connect;
 mod effective;
+mod epilogue;
 mod error;
 mod file;
 mod key;

@@ -243,6 +243,8 @@ fn settings_completions_and_manual_are_printed() {
         (&["completions", "fish"], "complete -c wsgate"),
         (&["man"], ".TH wsgate 1"),
         (&["man", "connect"], ".TH wsgate-connect 1"),
+        (&["man", "token", "make"], ".TH wsgate-token-make 1"),
+        (&["man", "token-make"], ".TH wsgate-token-make 1"),
     ] {
         let outcome = Wsgate::new(arguments).run();
         assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""), "{arguments:?}");
@@ -257,6 +259,22 @@ fn pages_of_the_manual_are_written_into_a_directory() {
     for page in ["wsgate.1", "wsgate-serve.1", "wsgate-connect.1", "wsgate-config-doc.1"] {
         assert!(folder.join(page).exists(), "{page} is missing");
     }
+}
+
+#[test]
+fn directory_that_takes_no_page_is_named() {
+    let outcome = Wsgate::new(&["man", "--directory", "/nowhere/at/all"]).run();
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(1), ""));
+    let begin = "wsgate: /nowhere/at/all/wsgate.1 cannot be written: No such file";
+    assert!(outcome.stderr.starts_with(begin), "{}", outcome.stderr);
+}
+
+#[test]
+fn manual_of_an_unknown_command_tells_those_that_there_are() {
+    let outcome = Wsgate::new(&["man", "token", "dance"]).run();
+    let begin = "wsgate: \"token dance\" is none of the commands.";
+    assert!(outcome.complaint().starts_with(begin), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains(", token make, token check, "), "{}", outcome.stderr);
 }
 
 #[test]
