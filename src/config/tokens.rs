@@ -62,6 +62,7 @@ pub(super) struct TokenSettings {
     pub(super) jwks: Option<PathBuf>,
     pub(super) audiences: Vec<String>,
     pub(super) issuers: Vec<String>,
+    /// Whole seconds, as `exp` and `nbf` are.
     pub(super) leeway: Duration,
     pub(super) default_channels: Vec<ChannelPattern>,
 }
@@ -91,7 +92,7 @@ impl TokenSettings {
             jwks,
             audiences: texts(layers, Key::TokenAudience),
             issuers: texts(layers, Key::TokenIssuer),
-            leeway: layers.value(Key::TokenLeeway, value::duration),
+            leeway: layers.value(Key::TokenLeeway, value::whole_seconds),
             default_channels: layers
                 .optional(Key::TokenDefaultChannels, value::patterns)
                 .unwrap_or_default(),
@@ -296,6 +297,21 @@ mod tests {
         let config = by_flags(&["--token-audience", "chat"]).expect("allowed");
         let [warning] = &config.warnings()[..] else { panic!("exactly one warning") };
         assert!(warning.starts_with("settings about tokens are given, but no key"), "{warning}");
+    }
+
+    #[test]
+    fn leeway_with_a_fraction_of_a_second_is_refused_instead_of_cut() {
+        for text in ["500ms", "1s 500ms", "1ns"] {
+            let errors = by_flags(&["--token-leeway", text]).unwrap_err();
+            let error = format!(
+                "token_leeway is \"{text}\" (from --token-leeway): it has a fraction of a second, and \
+                 the times in tokens have none. Write whole seconds, such as 0s, 1s or 1m 30s"
+            );
+            assert_eq!(errors, [error]);
+        }
+        for text in ["0s", "1000ms", "1m 30s"] {
+            assert!(by_flags(&["--token-leeway", text]).is_ok(), "{text}");
+        }
     }
 
     #[test]

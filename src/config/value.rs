@@ -110,6 +110,11 @@ pub enum ValueError {
     #[error("it must be longer than 0s. Write a duration such as 500ms, 25s or 1m 30s")]
     ZeroDuration,
     #[error(
+        "it has a fraction of a second, and the times in tokens have none. Write whole seconds, such \
+         as 0s, 1s or 1m 30s"
+    )]
+    FractionOfSecond,
+    #[error(
         "not an address. Write an IP address and a port: 0.0.0.0:8080 for every IPv4 address, \
          127.0.0.1:8080 or [::1]:8080 for this machine alone"
     )]
@@ -208,6 +213,12 @@ pub(super) fn duration(raw: &Raw) -> Result<Duration, ValueError> {
 pub(super) fn positive_duration(raw: &Raw) -> Result<Duration, ValueError> {
     let duration = duration(raw)?;
     if duration.is_zero() { Err(ValueError::ZeroDuration) } else { Ok(duration) }
+}
+
+/// A duration without a fraction of a second.
+pub(super) fn whole_seconds(raw: &Raw) -> Result<Duration, ValueError> {
+    let duration = duration(raw)?;
+    if duration.subsec_nanos() > 0 { Err(ValueError::FractionOfSecond) } else { Ok(duration) }
 }
 
 /// An IP address with a port. No names: what a name resolves to may change behind our back.

@@ -36,7 +36,7 @@ pub fn settings() -> String {
         };
         writeln!(text, "\n{key}").expect(STRING);
         push_wrapped(&mut text, "    ", &format!("{}.", about.help));
-        if let Some(unit) = unit(about.placeholder) {
+        if let Some(unit) = unit(*key) {
             push_wrapped(&mut text, "    Unit:        ", unit);
         }
         push_wrapped(&mut text, "    Default:     ", default);
@@ -49,9 +49,10 @@ pub fn settings() -> String {
 
 const STRING: &str = "a String takes everything";
 
-/// What a value is counted in, by what stands for it in the help; `None` where the meaning says it.
-fn unit(placeholder: &str) -> Option<&'static str> {
-    match placeholder {
+/// What a value is counted in; `None` where the meaning says it.
+fn unit(key: Key) -> Option<&'static str> {
+    match key.about().placeholder {
+        "DURATION" if key == Key::TokenLeeway => Some("whole seconds, with a unit: 5s, 1m 30s"),
         "SIZE" => Some("bytes, or a number with a unit: 65536, 64KiB, 1MiB"),
         "DURATION" => Some("a number with a unit: 500ms, 25s, 1m 30s"),
         "COUNT" => Some("a whole number"),
@@ -230,6 +231,9 @@ mod tests {
             }
         }
         assert!(text.contains("    Default:     64KiB\n"), "{text}");
+        let leeway = text.split("\ntoken_leeway\n").nth(1).expect("it is a setting");
+        let unit = leeway.lines().find(|line| line.contains("Unit:")).expect("it has one");
+        assert_eq!(unit, "    Unit:        whole seconds, with a unit: 5s, 1m 30s");
         assert_narrow(&text);
     }
 
