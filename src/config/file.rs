@@ -99,19 +99,26 @@ fn line_at(text: &str, offset: usize) -> usize {
 }
 
 fn raw(value: &DeValue<'_>) -> Raw {
+    let unfit = |kind, shown: String| Raw::Unfit { kind, shown };
     match value {
         DeValue::String(text) => Raw::Text(text.to_string()),
         DeValue::Integer(integer) => i128::from_str_radix(integer.as_str(), integer.radix())
-            .map_or(Raw::Unfit("a number too large"), |number| Raw::Integer(number.to_string())),
-        DeValue::Float(_) => Raw::Unfit("a number with a fraction"),
-        DeValue::Boolean(_) => Raw::Unfit("a boolean"),
-        DeValue::Datetime(_) => Raw::Unfit("a date or time"),
-        DeValue::Table(_) => Raw::Unfit("a table"),
+            .map_or_else(
+                |_| unfit("a number too large", integer.to_string()),
+                |number| Raw::Integer(number.to_string()),
+            ),
+        DeValue::Float(float) => unfit("a number with a fraction", float.to_string()),
+        DeValue::Boolean(boolean) => unfit("a boolean", boolean.to_string()),
+        DeValue::Datetime(time) => unfit("a date or time", time.to_string()),
+        DeValue::Table(_) => unfit("a table", "{...}".to_owned()),
         DeValue::Array(values) => values
             .iter()
             .map(|value| value.get_ref().as_str().map(str::to_owned))
             .collect::<Option<_>>()
-            .map_or(Raw::Unfit("a list of other things than texts"), Raw::List),
+            .map_or_else(
+                || unfit("a list of other things than texts", "[...]".to_owned()),
+                Raw::List,
+            ),
     }
 }
 
@@ -136,7 +143,8 @@ mod tests {
         assert_eq!(file.find(Key::MaxMessageBytes), Some(&(Raw::Integer("65536".into()), 2)));
         assert_eq!(file.find(Key::IdleTimeout), Some(&(Raw::Text("60s".into()), 3)));
         assert_eq!(file.find(Key::AllowedOrigins), Some(&(Raw::List(vec!["null".into()]), 4)));
-        assert_eq!(file.find(Key::Shards), Some(&(Raw::Unfit("a boolean"), 7)));
+        let boolean = Raw::Unfit { kind: "a boolean", shown: "true".into() };
+        assert_eq!(file.find(Key::Shards), Some(&(boolean, 7)));
         assert_eq!(file.find(Key::Listen), None);
         assert!(file.is_whole() && file.errors.is_empty());
     }

@@ -124,8 +124,44 @@ fn file_takes_sizes_as_integers_but_durations_only_with_a_unit() {
     );
     assert_eq!(
         by_file("shards = true").unwrap_err(),
-        ["shards is a boolean (from wsgate.toml, line 1): it is a boolean. Write a whole number"]
+        ["shards is true (from wsgate.toml, line 1): it is a boolean. Write a whole number"]
     );
+}
+
+/// `off` is a boolean in YAML, and whoever makes the file out of that writes `false`.
+#[test]
+fn boolean_instead_of_a_choice_is_told_with_the_choices() {
+    for (line, told) in [
+        (
+            "console = false",
+            "console is false (from wsgate.toml, line 1): it is a boolean. Write \
+                             \"on\" or \"off\", in quotes",
+        ),
+        (
+            "http2 = true",
+            "http2 is true (from wsgate.toml, line 1): it is a boolean. Write \"off\" \
+                          or \"tls\" or \"all\", in quotes",
+        ),
+        (
+            "log_level = false",
+            "log_level is false (from wsgate.toml, line 1): it is a boolean. Write \
+                               a level in quotes, such as \"off\" or \"info\"",
+        ),
+        (
+            "anonymous = [1]",
+            "anonymous is [...] (from wsgate.toml, line 1): it is a list of other \
+                             things than texts. Write \"allow\" or \"deny\", in quotes",
+        ),
+        (
+            "shards = 1.5",
+            "shards is 1.5 (from wsgate.toml, line 1): it is a number with a fraction. \
+                          Write a whole number",
+        ),
+    ] {
+        assert_eq!(by_file(line).unwrap_err(), [told]);
+    }
+    let errors = by_file("api_key = 20240101.5").unwrap_err();
+    assert!(errors[0].starts_with("api_key is *** (from"), "{errors:?}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Every reader takes a [`Raw`] and says what is wrong in words that fit any source; who wrote it,
 //! and where, is added by whoever asked.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -29,8 +30,13 @@ pub(super) enum Raw {
     Integer(String),
     /// A TOML array of strings.
     List(Vec<String>),
-    /// A TOML value that no setting takes, by its kind: `a boolean`.
-    Unfit(&'static str),
+    /// A TOML value that no setting takes.
+    Unfit {
+        /// What it is: `a boolean`.
+        kind: &'static str,
+        /// As it was written, or nearly.
+        shown: String,
+    },
     /// An environment variable that is not UTF-8.
     NotUtf8,
 }
@@ -42,13 +48,15 @@ impl Raw {
     ///
     /// What is no text and no integer, and text of nothing but blanks: a variable that is set to
     /// nothing is more often a mistake than a wish for the default.
-    fn as_text(&self, wanted: &'static str) -> Result<&str, ValueError> {
+    fn as_text(&self, wanted: impl Into<Cow<'static, str>>) -> Result<&str, ValueError> {
         match self {
             Self::Text(text) if text.trim().is_empty() => Err(ValueError::Empty),
             Self::Text(text) => Ok(text.trim()),
             Self::Integer(digits) => Ok(digits),
-            Self::List(_) => Err(ValueError::Kind { wanted, found: "a list" }),
-            Self::Unfit(found) => Err(ValueError::Kind { wanted, found }),
+            Self::List(_) => Err(ValueError::Kind { wanted: wanted.into(), found: "a list" }),
+            Self::Unfit { kind, .. } => {
+                Err(ValueError::Kind { wanted: wanted.into(), found: kind })
+            }
             Self::NotUtf8 => Err(ValueError::NotUtf8),
         }
     }
@@ -56,8 +64,12 @@ impl Raw {
     /// The text, where only a text will do.
     fn as_string(&self, wanted: &'static str) -> Result<&str, ValueError> {
         match self {
-            Self::Integer(_) => Err(ValueError::Kind { wanted, found: "an integer" }),
-            Self::Text(_) | Self::List(_) | Self::Unfit(_) | Self::NotUtf8 => self.as_text(wanted),
+            Self::Integer(_) => {
+                Err(ValueError::Kind { wanted: wanted.into(), found: "an integer" })
+            }
+            Self::Text(_) | Self::List(_) | Self::Unfit { .. } | Self::NotUtf8 => {
+                self.as_text(wanted)
+            }
         }
     }
 }
@@ -74,7 +86,7 @@ impl fmt::Display for Raw {
             },
             Self::Integer(digits) => f.write_str(digits),
             Self::List(texts) => write!(f, "{texts:?}"),
-            Self::Unfit(kind) => f.write_str(kind),
+            Self::Unfit { shown, .. } => write!(f, "{shown:.MAX_SHOWN_CHARS$}"),
             Self::NotUtf8 => f.write_str("not text"),
         }
     }
@@ -89,7 +101,7 @@ pub enum ValueError {
     #[error("it is not UTF-8. Write it in UTF-8")]
     NotUtf8,
     #[error("it is {found}. Write {wanted}")]
-    Kind { wanted: &'static str, found: &'static str },
+    Kind { wanted: Cow<'static, str>, found: &'static str },
     #[error("not a size. Write bytes, or a number with a unit: 65536, 64KiB, 1MiB")]
     Size,
     #[error(
@@ -251,7 +263,7 @@ fn listed<'a>(raw: &'a Raw, wanted: &'static str) -> Result<Vec<&'a str>, ValueE
     match raw {
         Raw::List(texts) if texts.is_empty() => Err(ValueError::Empty),
         Raw::List(texts) => Ok(texts.iter().map(|text| text.trim()).collect()),
-        Raw::Text(_) | Raw::Integer(_) | Raw::Unfit(_) | Raw::NotUtf8 => {
+        Raw::Text(_) | Raw::Integer(_) | Raw::Unfit { .. } | Raw::NotUtf8 => {
             Ok(raw.as_string(wanted)?.split(',').map(str::trim).collect())
         }
     }
@@ -263,7 +275,8 @@ pub(super) fn choice<T: Copy>(
     choices: &[T],
     name: impl Fn(T) -> &'static str,
 ) -> Result<T, ValueError> {
-    let text = raw.as_text("one of the choices as a text")?;
+    let quoted: Vec<_> = choices.iter().map(|choice| format!("\"{}\"", name(*choice))).collect();
+    let text = raw.as_text(format!("{}, in quotes", quoted.join(" or ")))?;
     choices.iter().copied().find(|choice| name(*choice) == text).ok_or_else(|| ValueError::Choice {
         choices: choices.iter().map(|choice| name(*choice)).collect(),
     })
@@ -280,7 +293,7 @@ pub(super) fn api_key(raw: &Raw) -> Result<String, ValueError> {
     match raw {
         // Refused rather than trimmed: whoever else reads the same secret may not trim it.
         Raw::Text(text) if text.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(text.clone()),
-        Raw::Text(_) | Raw::Integer(_) | Raw::List(_) | Raw::Unfit(_) | Raw::NotUtf8 => {
+        Raw::Text(_) | Raw::Integer(_) | Raw::List(_) | Raw::Unfit { .. } | Raw::NotUtf8 => {
             Err(ValueError::ApiKey)
         }
     }
@@ -303,7 +316,7 @@ where
     let values: Result<Vec<_>, _> = match raw {
         Raw::List(texts) if texts.is_empty() => return Err(ValueError::Empty),
         Raw::List(texts) => texts.iter().map(|text| text.parse()).collect(),
-        Raw::Text(_) | Raw::Integer(_) | Raw::Unfit(_) | Raw::NotUtf8 => {
+        Raw::Text(_) | Raw::Integer(_) | Raw::Unfit { .. } | Raw::NotUtf8 => {
             raw.as_string(wanted)?.split(',').map(str::parse).collect()
         }
     };
@@ -315,7 +328,7 @@ pub(super) fn secret(raw: &Raw) -> Result<String, ValueError> {
     raw.as_string("it in quotes")?;
     match raw {
         Raw::Text(text) => Ok(text.clone()),
-        Raw::Integer(_) | Raw::List(_) | Raw::Unfit(_) | Raw::NotUtf8 => {
+        Raw::Integer(_) | Raw::List(_) | Raw::Unfit { .. } | Raw::NotUtf8 => {
             unreachable!("it is a text")
         }
     }
@@ -325,7 +338,7 @@ pub(super) fn secret(raw: &Raw) -> Result<String, ValueError> {
 pub(super) fn texts(raw: &Raw) -> Result<Vec<String>, ValueError> {
     let texts = match raw {
         Raw::List(texts) => texts.clone(),
-        Raw::Text(_) | Raw::Integer(_) | Raw::Unfit(_) | Raw::NotUtf8 => {
+        Raw::Text(_) | Raw::Integer(_) | Raw::Unfit { .. } | Raw::NotUtf8 => {
             let text = raw.as_string("a text, or a list of texts")?;
             text.split(',').map(|name| name.trim().to_owned()).collect()
         }
@@ -344,7 +357,7 @@ pub(super) fn patterns(raw: &Raw) -> Result<Vec<ChannelPattern>, ValueError> {
 
 /// A filter of the log.
 pub(super) fn log_filter(raw: &Raw) -> Result<LogFilter, ValueError> {
-    Ok(raw.as_string("a level as a text")?.parse()?)
+    Ok(raw.as_string("a level in quotes, such as \"off\" or \"info\"")?.parse()?)
 }
 
 /// `bytes` in the largest unit that divides it, such as `64KiB`, or alone.
@@ -431,7 +444,7 @@ mod tests {
         assert!(matches!(count::<u16>(&written("many"), 1..=9), Err(ValueError::Count)));
         assert!(matches!(count::<u16>(&written("-1"), 1..=9), Err(ValueError::Count)));
         assert!(matches!(
-            count::<u16>(&Raw::Unfit("a boolean"), 1..=9),
+            count::<u16>(&Raw::Unfit { kind: "a boolean", shown: "true".to_owned() }, 1..=9),
             Err(ValueError::Kind { found: "a boolean", .. })
         ));
     }
