@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use http::StatusCode;
+use rustls::{CertificateError, InvalidMessage};
 use thiserror::Error;
 
 use crate::client::messages::ServerError;
@@ -28,14 +29,32 @@ pub(super) enum Ending {
     Slow(Duration),
     #[error("cannot connect: {0}. Trust its issuer with --ca FILE, or anyone with --insecure")]
     Certificate(rustls::Error),
+    #[error(
+        "cannot connect: the server shows the certificate of an authority (CA:TRUE), which is none of a \
+         server, also where --ca names it. Give the server one that is (openssl req -x509 … -addext \
+         basicConstraints=critical,CA:FALSE), or trust anyone with --insecure"
+    )]
+    AuthorityAsServer,
+    #[error("cannot connect: the server does not speak TLS ({0}). Try ws://")]
+    NotTls(rustls::Error),
     #[error("refused with {status}{}", behind_status(told))]
     Refused { status: StatusCode, retry_after: Option<Duration>, told: String },
     #[error("not a WebSocket server: {0}")]
     NotWebSocket(&'static str),
+    #[error("not a WebSocket server: its answer is not HTTP/1 ({error}){}", remedy(*.transport))]
+    NotHttp { error: hyper::Error, transport: Transport },
     #[error(transparent)]
     UnknownExtension(#[from] UnknownExtension),
     #[error("the server chose the subprotocol \"{}\", which was not offered", text::escaped(.0))]
     UnknownSubprotocol(String),
+}
+
+/// What a handshake went over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transport {
+    Tcp,
+    Tls,
+    Unix,
 }
 
 impl Ending {
@@ -43,8 +62,23 @@ impl Ending {
     pub(super) fn connecting(error: io::Error) -> Self {
         let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
         match cause {
+            Some(rustls::Error::InvalidCertificate(cause)) if is_authority(cause) => {
+                Self::AuthorityAsServer
+            }
             Some(cause @ rustls::Error::InvalidCertificate(_)) => Self::Certificate(cause.clone()),
+            Some(cause @ rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
+                Self::NotTls(cause.clone())
+            }
             Some(_) | None => Self::Unreachable(error),
+        }
+    }
+
+    /// A failure to ask for a WebSocket, or to get an answer.
+    pub(super) fn asking(error: hyper::Error, transport: Transport) -> Self {
+        if error.is_parse() {
+            Self::NotHttp { error, transport }
+        } else {
+            Self::Unreachable(io::Error::other(error))
         }
     }
 
@@ -67,7 +101,10 @@ impl Ending {
             }
             Self::ServerError(_)
             | Self::Certificate(_)
+            | Self::AuthorityAsServer
+            | Self::NotTls(_)
             | Self::NotWebSocket(_)
+            | Self::NotHttp { .. }
             | Self::UnknownExtension(_)
             | Self::UnknownSubprotocol(_) => false,
         }
@@ -84,6 +121,20 @@ impl Ending {
             Self::Refused { retry_after, .. } => retry_after.unwrap_or_default(),
             _ => Duration::ZERO,
         }
+    }
+}
+
+/// Whether a certificate was refused because it is an authority's. rustls has no variant for it, and
+/// hands on the error of webpki, which we do not depend on; its `Display` is the name of its variant.
+fn is_authority(error: &CertificateError) -> bool {
+    matches!(error, CertificateError::Other(other) if other.to_string() == "CaUsedAsEndEntity")
+}
+
+/// Behind an answer that is not HTTP/1: an alert of TLS is the most usual one.
+fn remedy(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Tcp => ". If it speaks TLS, try wss://",
+        Transport::Tls | Transport::Unix => "",
     }
 }
 

@@ -24,7 +24,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tungstenite::handshake::{client::generate_key, derive_accept_key};
 
-use crate::client::ending::Ending;
+use crate::client::ending::{Ending, Transport};
 use crate::client::endpoint::{Endpoint, Place};
 use crate::client::offer::{self, Agreed};
 
@@ -82,20 +82,20 @@ pub(super) async fn open(
         match &endpoint.place {
             Place::Unix(path) => {
                 let socket = UnixStream::connect(path).await.map_err(Ending::Unreachable)?;
-                upgrade(endpoint, wishes, socket).await
+                upgrade(endpoint, wishes, Transport::Unix, socket).await
             }
             Place::Tcp { host, port } => {
                 let socket = TcpStream::connect((host.as_str(), *port)).await;
                 let socket = socket.map_err(Ending::Unreachable)?;
                 socket.set_nodelay(true).map_err(Ending::Unreachable)?;
                 let Some(tls) = tls else {
-                    return upgrade(endpoint, wishes, socket).await;
+                    return upgrade(endpoint, wishes, Transport::Tcp, socket).await;
                 };
                 let name = ServerName::try_from(host.clone())
                     .map_err(|error| Ending::Unreachable(io::Error::other(error)))?;
                 let connector = TlsConnector::from(Arc::clone(tls));
                 let socket = connector.connect(name, socket).await.map_err(Ending::connecting)?;
-                upgrade(endpoint, wishes, socket).await
+                upgrade(endpoint, wishes, Transport::Tls, socket).await
             }
         }
     };
@@ -105,9 +105,10 @@ pub(super) async fn open(
 async fn upgrade(
     endpoint: &Endpoint,
     wishes: &Wishes,
+    transport: Transport,
     socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
 ) -> Result<Opened, Ending> {
-    let no_http = |error: hyper::Error| Ending::Unreachable(io::Error::other(error));
+    let no_http = |error| Ending::asking(error, transport);
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.map_err(no_http)?;
     // It ends with the connection, or when the sender is dropped.
