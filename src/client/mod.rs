@@ -88,7 +88,7 @@ pub enum Failure {
     /// The input cannot be sent, in words.
     #[error("{0}")]
     Input(String),
-    /// The user did not want to wait for the closing handshake.
+    /// The user did not want to wait for the first connection, or for the closing handshake.
     #[error("interrupted")]
     Interrupted,
     /// Standard output is closed, or full.

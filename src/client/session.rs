@@ -87,6 +87,7 @@ async fn start(
         is_terminal: terminal.is_some(),
         input,
         input_state: awaited::Input::Open,
+        was_connected: false,
         interrupts,
         output,
         progress: Progress::new(options.awaited.clone()),
@@ -130,10 +131,20 @@ struct Session<'a> {
     is_terminal: bool,
     input: mpsc::Receiver<Input>,
     input_state: awaited::Input,
+    /// There is or was a connection.
+    was_connected: bool,
     interrupts: mpsc::Receiver<()>,
     output: Output,
     progress: Progress,
     limit: Option<Limit>,
+}
+
+/// What came of a wait without a connection.
+enum Meanwhile<T> {
+    /// What was waited for.
+    Over(T),
+    /// The run is over.
+    Finished(Result<(), Failure>),
 }
 
 /// What came of a connection.
@@ -169,9 +180,14 @@ impl Session<'_> {
         let mut attempt = 0;
         loop {
             let opening = handshake::open(&options.endpoint, &options.wishes, tls.as_ref());
-            let ending = match self.meanwhile(opening).await? {
+            let opened = match self.meanwhile(opening).await {
+                Meanwhile::Over(opened) => opened,
+                Meanwhile::Finished(result) => return result,
+            };
+            let ending = match opened {
                 Err(ending) => ending,
                 Ok(opened) => {
+                    self.was_connected = true;
                     self.remark(&connected(options, &opened));
                     let since = Instant::now();
                     let connection = Connection::new(opened, options.max_message_bytes);
@@ -197,32 +213,46 @@ impl Session<'_> {
             };
             let seconds = delay.as_secs_f64();
             self.notice(&format!("{ending}; trying again in {seconds:.1} s (attempt {attempt})"));
-            self.meanwhile(sleep(delay)).await?;
+            match self.meanwhile(sleep(delay)).await {
+                Meanwhile::Over(()) => {}
+                Meanwhile::Finished(result) => return result,
+            }
         }
     }
 
-    /// Waits for `future` while there is no connection. A person who types meanwhile is told so; a
-    /// script's lines stay where they are.
-    async fn meanwhile<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Failure> {
+    /// Waits for `future` while there is no connection. A person who types meanwhile is told so, or
+    /// ends the run; a script's lines stay where they are.
+    async fn meanwhile<T>(&mut self, future: impl Future<Output = T>) -> Meanwhile<T> {
         let mut future = std::pin::pin!(future);
         loop {
             let limit = self.limit;
             let takes_input = self.is_terminal && self.input_state == awaited::Input::Open;
-            tokio::select! {
-                result = &mut future => return Ok(result),
-                Some(()) = self.interrupts.recv() => return Err(Failure::Interrupted),
+            let result = tokio::select! {
+                result = &mut future => return Meanwhile::Over(result),
+                Some(()) = self.interrupts.recv() => {
+                    // A probe that never had a connection is not one that went well.
+                    if self.was_connected { self.result_of_user() } else { Err(Failure::Interrupted) }
+                }
                 () = until(limit.map(|limit| limit.at)) => {
                     let length = limit.map_or(Duration::ZERO, |limit| limit.length);
-                    return Err(Failure::Ended(format!("no connection within {length:?}")));
+                    Err(Failure::Ended(format!("no connection within {length:?}")))
                 }
-                shown = self.output.progress() => shown.map_err(|_| closed_output())?,
-                input = self.input.recv(), if takes_input => match input {
-                    Some(Input::Command(Command::Close(..))) => return Err(Failure::Interrupted),
-                    Some(Input::Command(_)) => self.remark("not connected: nothing was sent"),
-                    Some(Input::Failed(error)) => return Err(Failure::Input(error)),
-                    Some(Input::End) | None => return Err(Failure::Interrupted),
+                shown = self.output.progress() => match shown {
+                    Ok(()) => continue,
+                    Err(_) => Err(closed_output()),
                 },
-            }
+                input = self.input.recv(), if takes_input => match input {
+                    Some(Input::Command(Command::Close(..)) | Input::End) | None => {
+                        self.result_of_user()
+                    }
+                    Some(Input::Command(_)) => {
+                        self.remark("not connected: nothing was sent");
+                        continue;
+                    }
+                    Some(Input::Failed(error)) => Err(Failure::Input(error)),
+                },
+            };
+            return Meanwhile::Finished(result);
         }
     }
 

@@ -6,7 +6,10 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 
-use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, CertifiedKey, IsCa, KeyPair,
+    generate_simple_self_signed,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
@@ -100,6 +103,24 @@ impl Running {
         let (stdout, line) = within("a line", reading).await.expect("reading does not panic");
         self.stdout = Some(stdout);
         line.trim_end_matches('\n').to_owned()
+    }
+
+    /// The next line that it says to standard error.
+    async fn notice(&mut self) -> String {
+        let mut stderr = self.child.stderr.take().expect("nobody else reads it");
+        let reading = spawn_blocking(move || {
+            let mut line = Vec::new();
+            // One byte at a time: the rest is for the next one.
+            while !line.ends_with(b"\n") {
+                let mut byte = [0];
+                stderr.read_exact(&mut byte).expect("it says something");
+                line.extend(byte);
+            }
+            (stderr, line)
+        });
+        let (stderr, line) = within("a notice", reading).await.expect("reading does not panic");
+        self.child.stderr = Some(stderr);
+        String::from_utf8(line).expect("it says UTF-8")
     }
 
     /// Its exit code, when it ends by itself.
@@ -346,6 +367,42 @@ async fn interrupt_closes_with_1000() {
     gateway.until_metric("wsgate_connections_closed_total", &labels, 1.0).await;
 }
 
+#[tokio::test]
+async fn interrupt_between_two_connections_ends_well_where_nothing_is_missing() {
+    for (awaited, code, missing) in [
+        (&[][..], 0, ""),
+        (&["--count", "0"], 0, ""),
+        (&["--count", "2"], 1, "received 1 of 2 messages before the end"),
+        (&["--expect", "more"], 1, "\"more\" was expected and did not come before the end"),
+    ] {
+        let mut gateway = gateway().await;
+        let echo = url(&gateway, "/echo");
+        let delays = ["--reconnect-delay", "1h", "--max-reconnect-delay", "1h"];
+        let arguments = [&[echo.as_str(), "--reconnect"][..], &delays, awaited].concat();
+        let mut running = Running::start(&arguments);
+        running.send("here");
+        assert_eq!(running.line().await, "here");
+        gateway.signal(Signal::TERM);
+        gateway.exit().await;
+        let notice = running.notice().await;
+        assert!(notice.contains("; trying again in "), "{notice}");
+        running.interrupt();
+        let (ended, said) = running.end().await;
+        assert_eq!(ended, Some(code), "{awaited:?}: {said}");
+        assert!(said.contains(missing) && !said.contains("interrupted"), "{awaited:?}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn interrupt_before_the_first_connection_fails_the_run() {
+    let delays = ["--reconnect-delay", "1h", "--max-reconnect-delay", "1h"];
+    let mut running =
+        Running::start(&[&["ws://127.0.0.1:1/", "--reconnect"][..], &delays].concat());
+    assert!(running.notice().await.contains("; trying again in "));
+    running.interrupt();
+    assert_eq!(running.end().await, (Some(1), "wsgate: interrupted\n".to_owned()));
+}
+
 /// Answers one handshake with what its head says, and then a text with the request's head in it.
 async fn tell_request(mut socket: impl AsyncRead + AsyncWrite + Unpin, chosen: &str) {
     let mut head = Vec::new();
@@ -408,20 +465,25 @@ async fn subprotocol_that_was_not_offered_is_refused() {
     assert!(said.contains("chose the subprotocol \"other\", which was not offered"), "{said}");
 }
 
-#[tokio::test]
-async fn tls_is_trusted_by_its_authority_or_by_nobody() {
-    let CertifiedKey { cert, signing_key } =
-        generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
-    let pem = Place::file("pem", &cert.pem());
-    let key = PrivateKeyDer::Pkcs8(signing_key.serialize_der().into());
+/// A server's side of TLS with this certificate.
+fn acceptor(certificate: &Certificate, key: &KeyPair) -> TlsAcceptor {
+    let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("the provider has them")
         .with_no_client_auth()
-        .with_single_cert(vec![cert.der().clone()], key)
+        .with_single_cert(vec![certificate.der().clone()], key)
         .expect("they fit");
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    TlsAcceptor::from(Arc::new(config))
+}
+
+#[tokio::test]
+async fn tls_is_trusted_by_its_authority_or_by_nobody() {
+    let CertifiedKey { cert, signing_key } =
+        generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let pem = Place::file("pem", &cert.pem());
+    let acceptor = acceptor(&cert, &signing_key);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let port = listener.local_addr().expect("bound").port();
     let url = format!("wss://localhost:{port}/");
@@ -444,4 +506,56 @@ async fn tls_is_trusted_by_its_authority_or_by_nobody() {
     distrustful.env("SSL_CERT_FILE", other.path());
     let (outcome, ()) = tokio::join!(run_command(distrustful, b""), serve());
     assert!(outcome.failure().contains("Trust its issuer with --ca FILE"), "{outcome:?}");
+}
+
+/// What `openssl req -x509` makes is an authority's unless it is told otherwise.
+#[tokio::test]
+async fn certificate_of_an_authority_is_told_with_the_remedy() {
+    let key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let certificate = params.self_signed(&key).expect("a certificate");
+    let pem = Place::file("pem", &certificate.pem());
+    let acceptor = acceptor(&certificate, &key);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("wss://localhost:{}/", listener.local_addr().expect("bound").port());
+    let serve = async {
+        let refused = acceptor.accept(accept(&listener).await).await;
+        assert!(refused.is_err(), "it is not trusted");
+    };
+    // Another attempt would end no better.
+    let arguments = [url.as_str(), "--ca", pem.text(), "--reconnect"];
+    let (outcome, ()) = tokio::join!(run("", &arguments), serve);
+    let said = outcome.failure();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    for part in ["the certificate of an authority (CA:TRUE)", "basicConstraints=critical,CA:FALSE"]
+    {
+        assert!(said.contains(part), "{said}");
+    }
+    assert!(!said.contains("Trust its issuer"), "{said}");
+}
+
+#[tokio::test]
+async fn port_that_speaks_another_scheme_is_told_with_the_one_to_try() {
+    let gateway = gateway().await;
+    let plain = format!("wss://{}/echo", gateway.listen);
+    let outcome = run("", &[&plain, "--insecure", "--reconnect"]).await;
+    let said = outcome.failure();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("does not speak TLS") && said.contains("Try ws://"), "{said}");
+
+    let CertifiedKey { cert, signing_key } =
+        generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let acceptor = acceptor(&cert, &signing_key);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let tls = format!("ws://{}/", listener.local_addr().expect("bound"));
+    let serve = async {
+        let refused = acceptor.accept(accept(&listener).await).await;
+        assert!(refused.is_err(), "it is no handshake of TLS");
+    };
+    let arguments = [tls.as_str(), "--reconnect"];
+    let (outcome, ()) = tokio::join!(run("", &arguments), serve);
+    let said = outcome.failure();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("its answer is not HTTP/1") && said.contains("try wss://"), "{said}");
 }

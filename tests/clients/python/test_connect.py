@@ -194,6 +194,23 @@ def test_person_is_told_of_a_drain_and_of_each_attempt(
         terminal.until("< back again\n")
 
 
+@pytest.mark.parametrize("keys", ["/close\r", "\x04", "\x03"], ids=["close", "Ctrl-D", "Ctrl-C"])
+@pytest.mark.parametrize(("awaited", "code"), [([], 0), (["--expect", "more"], 1)])
+def test_person_may_end_it_between_two_connections(
+    start_gateway: StartGateway, tmp_path: Path, keys: str, awaited: list[str], code: int
+) -> None:
+    gateway = start_gateway()
+    delays = ["--reconnect-delay", "1h", "--max-reconnect-delay", "1h"]
+    with open_terminal(tmp_path, gateway.url("/echo"), *delays, *awaited) as terminal:
+        gateway.signal(signal.SIGTERM)
+        terminal.until(r"trying again in \d+\.\d s \(attempt \d\)\n")
+        terminal.type(keys)
+        assert terminal.end() == code
+        assert "interrupted" not in terminal.shown
+        assert ('"more" was expected and did not come before the end' in terminal.shown) == (code == 1)
+        assert terminal.modes == terminal.modes_before
+
+
 def test_person_is_told_why_there_is_no_other_attempt(gateway: Gateway, tmp_path: Path) -> None:
     with start_terminal(tmp_path, gateway.url("/nothing")) as terminal:
         assert terminal.end() == 1
