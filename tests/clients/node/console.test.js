@@ -194,6 +194,30 @@ describe('the console page', { timeout: 20 * DEADLINE_MS }, () => {
     await page.leave();
   });
 
+  it('complains about the one field for which Connect was refused, until that one changes', async () => {
+    const page = await browser.open(gateway);
+    const complaints = async () =>
+      (await page.page.locator('.complaint, #notice').allInnerTexts()).filter((words) => words !== '');
+    await page.field('Subprotocol').fill('chat, chat');
+    await page.button('Connect').click();
+    await page.says('None may stand twice.');
+    await page.field('Token').fill('not a token');
+    await page.button('Connect').click();
+    await page.says('This token cannot be sent');
+    await until(async () => /^This token/.test(await complaints()), 'the first complaint goes');
+    await page.field('Address').fill('ftp://example.com/');
+    await page.button('Connect').click();
+    await page.says('The address is not of the form');
+    assert.match(String(await complaints()), /^The address/);
+    const described = await page.field('Address').getAttribute('aria-describedby');
+    assert.match(await page.page.locator(`#${described}`).innerText(), /^The address is not/);
+    await page.screenshot('refused');
+    await page.field('Address').fill(`ws://${gateway.address}/echo`);
+    assert.deepEqual(await complaints(), []);
+    assert.equal(await page.page.locator('[aria-invalid]').count(), 0);
+    await page.leave();
+  });
+
   it('offers subprotocols and the token as a pair, and keeps no token', async () => {
     const page = await browser.open(gateway);
     const offered = new Promise((resolve) => {
@@ -280,6 +304,7 @@ describe('the console page', { timeout: 20 * DEADLINE_MS }, () => {
     const dangling = await page.page.evaluate(() =>
       [...document.querySelectorAll('[aria-describedby], [aria-labelledby], label[for]')]
         .flatMap((element) => ['aria-describedby', 'aria-labelledby', 'for'].map((name) => element.getAttribute(name)))
+        .flatMap((ids) => ids?.split(' ') ?? [])
         .filter((id) => id && !document.getElementById(id)));
     assert.deepEqual(dangling, []);
     assert.equal(await page.page.locator('html').getAttribute('lang'), 'en');
