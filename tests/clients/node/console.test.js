@@ -3,7 +3,7 @@
 const assert = require('node:assert/strict');
 const { after, before, describe, it } = require('node:test');
 const { startBrowser } = require('./browser');
-const { DEADLINE_MS, makeToken, startGateway, until } = require('./gateway');
+const { DEADLINE_MS, makeToken, startGateway, startProxy, until } = require('./gateway');
 
 const PHONE = { viewport: { width: 360, height: 740 }, deviceScaleFactor: 2, hasTouch: true, isMobile: true };
 
@@ -50,6 +50,101 @@ describe('the console page', { timeout: 20 * DEADLINE_MS }, () => {
     assert.deepEqual(channels[name], { num_clients: 2 });
     await one.leave();
     await other.leave();
+  });
+
+  it('writes a name into the address key by key, whatever dots it has', async () => {
+    const page = await browser.open(gateway);
+    const [address, channel] = [page.field('Address'), page.field('Channel')];
+    const complaint = page.page.locator('#channel-complaint');
+    const last = `ws://${gateway.address}/channels/demo`;
+    for (const name of ['.n', '..n', '...', './/..', '%2e', '%2E%2E']) {
+      await channel.fill('demo');
+      await channel.press('ControlOrMeta+a');
+      for (let typed = 1; typed <= name.length; typed++) {
+        const part = name.slice(0, typed);
+        await channel.press(name[typed - 1]);
+        const isFolder = part === '.' || part === '..';
+        assert.equal(await complaint.innerText() !== '', isFolder, part);
+        assert.equal(await channel.getAttribute('aria-invalid'), isFolder ? 'true' : null, part);
+        const written = isFolder ? last : `ws://${gateway.address}/channels/${encodeURIComponent(part)}`;
+        assert.equal(await address.inputValue(), written);
+      }
+      await page.button('Connect').click();
+      await page.until('open');
+      await page.send('hello');
+      assert.deepEqual((await page.read(2))[0], ['you', `channel ${name}`, 'hello']);
+      const { channels } = (await gateway.api('channels', {})).result;
+      assert.ok(name in channels, `${name} in ${JSON.stringify(channels)}`);
+      await page.button('Close Connection').click();
+      await page.until('closed');
+      await page.button('Clear Log').click();
+    }
+    await page.leave();
+  });
+
+  it('connects nowhere for a name that no address can hold', async () => {
+    const page = await browser.open(gateway);
+    for (const [name, words] of [
+      ['.', 'it takes it for a folder'],
+      ['..', 'it takes it for a folder'],
+      ['\ud83e', 'it has half a character'],
+    ]) {
+      // A key of an input method may be half a character, where Playwright's are whole.
+      await page.field('Channel').evaluate((input, value) => {
+        input.value = JSON.parse(value);
+        input.dispatchEvent(new Event('input', { bubbles: true }));
+      }, JSON.stringify(name));
+      await page.says(words);
+      await page.button('Connect').click();
+      assert.equal(await page.page.evaluate(() => document.activeElement.id), 'channel');
+      assert.equal(await page.state(), 'not connected');
+    }
+    await page.field('Address').fill(`ws://${gateway.address}/channels/news`);
+    assert.equal(await page.field('Channel').inputValue(), 'news');
+    assert.equal(await page.page.locator('[aria-invalid]').count(), 0);
+    await page.leave();
+  });
+
+  it('takes all behind the first channels/ for the name of the channel', async () => {
+    const page = await browser.open(gateway);
+    const [address, channel] = [page.field('Address'), page.field('Channel')];
+    await address.fill(`ws://${gateway.address}/channels/a/channels/b`);
+    assert.equal(await channel.inputValue(), 'a/channels/b');
+    await channel.fill('c');
+    assert.equal(await address.inputValue(), `ws://${gateway.address}/channels/c`);
+    await address.fill(`ws://${gateway.address}/channels/a/channels/b`);
+    await page.button('Connect').click();
+    await page.until('open');
+    await page.send('hello');
+    assert.deepEqual((await page.read(2))[0], ['you', 'channel a/channels/b', 'hello']);
+    const { channels } = (await gateway.api('channels', {})).result;
+    assert.deepEqual(channels['a/channels/b'], { num_clients: 1 });
+    // Of another host nobody knows where its gateway is.
+    await address.fill('ws://example.com/live/channels/a/channels/b');
+    assert.equal(await channel.inputValue(), 'a/channels/b');
+    await channel.fill('c');
+    assert.equal(await address.inputValue(), 'ws://example.com/live/channels/c');
+    await page.leave();
+  });
+
+  it('finds the gateway below a path, even one that looks like a channel', async (test) => {
+    const proxy = await startProxy(gateway, '/channels');
+    test.after(() => proxy.stop());
+    const page = await browser.open(proxy);
+    const [address, channel] = [page.field('Address'), page.field('Channel')];
+    assert.equal(await address.inputValue(), `ws://${proxy.address}/channels/demo`);
+    assert.equal(await channel.inputValue(), 'demo');
+    await channel.fill('');
+    assert.equal(await address.inputValue(), `ws://${proxy.address}/echo`);
+    await channel.fill('channels/news');
+    assert.equal(await address.inputValue(), `ws://${proxy.address}/channels/channels%2Fnews`);
+    await page.button('Connect').click();
+    await page.until('open');
+    await page.send('hello');
+    await page.read(2);
+    const { channels } = (await gateway.api('channels', {})).result;
+    assert.deepEqual(channels['channels/news'], { num_clients: 1 });
+    await page.leave();
   });
 
   it('closes its connection, and connects again when told to', async () => {

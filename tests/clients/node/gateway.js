@@ -3,6 +3,7 @@
 // A gateway that runs, and clients of npm's ws that talk to it.
 //
 // - startGateway: `wsgate serve` on free ports of the loopback address.
+// - startProxy: what serves a gateway below a path of its own.
 // - makeToken: what `wsgate token make` makes.
 // - Gateway: its addresses, its clients and its end.
 // - Client: a ws whose messages are read one after the other.
@@ -11,8 +12,10 @@ const assert = require('node:assert/strict');
 const { execFileSync, spawn } = require('node:child_process');
 const { once } = require('node:events');
 const fs = require('node:fs');
+const net = require('node:net');
 const os = require('node:os');
 const path = require('node:path');
+const { pipeline } = require('node:stream');
 const { setInterval: ticks } = require('node:timers/promises');
 const WebSocket = require('ws');
 
@@ -69,6 +72,31 @@ async function startGateway(...flags) {
   gateway.address = ports.listen;
   gateway.adminAddress = ports.admin_listen;
   return gateway;
+}
+
+/** Serves `gateway` below `prefix`, such as "/live". To be stopped by its user. */
+async function startProxy(gateway, prefix) {
+  const [host, port] = gateway.address.split(':');
+  const clients = new Set();
+  const server = net.createServer((client) => {
+    clients.add(client);
+    const upstream = net.connect(port, host);
+    // One request a connection, and all of its target in what comes first.
+    client.once('data', (head) => {
+      upstream.write(head.toString('latin1').replace(` ${prefix}/`, ' /'), 'latin1');
+      pipeline(client, upstream, () => {});
+    });
+    pipeline(upstream, client, () => clients.delete(client));
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  return {
+    address: `127.0.0.1:${server.address().port}${prefix}`,
+    stop() {
+      for (const client of clients) client.destroy();
+      server.close();
+    },
+  };
 }
 
 /** A token of `wsgate token make`, for who has `secret`. */
@@ -193,4 +221,4 @@ async function refusal(url, options = {}) {
   };
 }
 
-module.exports = { DEADLINE_MS, makeToken, refusal, startGateway, until };
+module.exports = { DEADLINE_MS, makeToken, refusal, startGateway, startProxy, until };
