@@ -313,6 +313,28 @@ describe('the console page', { timeout: 20 * DEADLINE_MS }, () => {
     await page.leave();
   });
 
+  it('says that the server may have selected no subprotocol, where that can be why', async () => {
+    const page = await browser.open(gateway);
+    const selectedNone = page.page.getByText('the server selected none of the subprotocols');
+    for (const [path, subprotocol, token, isSaid] of [
+      ['/echo', 'chat', '', true],
+      ['/echo', 'chat, bearer', '', true],
+      ['/nothing', '', '', false],
+      ['/nothing', 'chat', 'head.body.signature', false],
+      ['/nothing', 'bearer, head.body.signature', '', false],
+    ]) {
+      await page.field('Address').fill(`ws://${gateway.address}${path}`);
+      await page.field('Subprotocol').fill(subprotocol);
+      await page.field('Token').fill(token);
+      await page.button('Clear Log').click();
+      await page.button('Connect').click();
+      await page.page.locator('tr.event', { hasText: 'no connection' }).waitFor();
+      await page.says('the handshake was refused');
+      assert.equal(await selectedNone.count(), isSaid ? 1 : 0, `${subprotocol} at ${path}`);
+    }
+    await page.leave();
+  });
+
   it('offers subprotocols and the token as a pair, and keeps no token', async () => {
     const page = await browser.open(gateway);
     const offered = new Promise((resolve) => {
