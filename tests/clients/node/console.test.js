@@ -369,6 +369,28 @@ describe('the console page', { timeout: 20 * DEADLINE_MS }, () => {
     await page.leave();
   });
 
+  it('keeps no token that stands among the subprotocols', async () => {
+    const page = await browser.open(gateway);
+    const left = () => page.page.evaluate(() =>
+      JSON.stringify([{ ...sessionStorage }, { ...localStorage }, document.cookie, location.href]));
+    await page.field('Channel').fill('news');
+    for (const [subprotocol, kept] of [
+      ['chat', 'chat'],
+      ['chat, bearer, head.body.signature', ''],
+      ['base64url.bearer.authorization.k8s.io.signature', ''],
+    ]) {
+      await page.field('Subprotocol').fill(subprotocol);
+      await page.button('Clear Log').click();
+      await page.button('Connect').click();
+      await page.page.locator('tr.event', { hasText: 'gateway' }).nth(1).waitFor();
+      assert.doesNotMatch(await left(), /signature/);
+      await page.page.reload();
+      assert.equal(await page.field('Channel').inputValue(), 'news');
+      assert.equal(await page.field('Subprotocol').inputValue(), kept);
+    }
+    await page.leave();
+  });
+
   it('can be used with the keyboard alone', async () => {
     const page = await browser.open(gateway);
     const { keyboard } = page.page;
