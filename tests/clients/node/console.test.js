@@ -1,6 +1,8 @@
 'use strict';
 
 const assert = require('node:assert/strict');
+const { once } = require('node:events');
+const net = require('node:net');
 const { after, before, describe, it } = require('node:test');
 const { startBrowser } = require('./browser');
 const { DEADLINE_MS, makeToken, startGateway, startProxy, until } = require('./gateway');
@@ -162,6 +164,37 @@ describe('the console page', { timeout: 20 * DEADLINE_MS }, () => {
       ['you', 'gateway', `opening handshake: ws://${gateway.address}/echo`],
       ['gateway', 'you', 'open, with permessage-deflate'],
     ]);
+    await page.leave();
+  });
+
+  it('says that it sent no Close, where it was closed before it was open', async (test) => {
+    const page = await browser.open(gateway);
+    const heard = [];
+    // Takes a request, and never answers it.
+    const server = net.createServer((socket) => {
+      socket.on('data', (data) => heard.push(data));
+      socket.on('error', () => {});
+      socket.on('close', () => server.emit('left'));
+    });
+    server.listen(0, '127.0.0.1');
+    test.after(() => server.close());
+    await once(server, 'listening');
+    const left = once(server, 'left', { signal: AbortSignal.timeout(DEADLINE_MS) });
+    const url = `ws://127.0.0.1:${server.address().port}/echo`;
+    await page.field('Address').fill(url);
+    await page.button('Connect').click();
+    await until(() => Buffer.concat(heard).includes('\r\n\r\n'), 'the request comes');
+    assert.equal(await page.state(), 'connecting');
+    await page.button('Close Connection').click();
+    await page.until('closed');
+    await page.says('Closed before it was open.');
+    await page.says('gave up the opening handshake');
+    assert.deepEqual(await page.events(), [
+      ['you', 'gateway', `opening handshake: ${url}`],
+      ['you', 'gateway', 'gave up the opening handshake'],
+    ]);
+    await left;
+    assert.match(Buffer.concat(heard).toString('latin1'), /\r\n\r\n$/);
     await page.leave();
   });
 
