@@ -644,6 +644,67 @@ describe('the console page of a gateway that goes away', { timeout: 20 * DEADLIN
     await page.leave();
   });
 
+  it('connects to what the fields say now, and not to what they said before the loss', async (test) => {
+    let gateway = await startGateway();
+    const { address } = gateway;
+    const page = await browser.open(gateway);
+    // Waits that never end by themselves.
+    await page.page.evaluate(() => {
+      window.setTimeout = () => 0;
+    });
+    await page.connect('old');
+    await page.field('Channel').fill('.');
+    await gateway.stop();
+    await page.until('waiting to reconnect');
+    await page.says(`, to ws://${address}/channels/old.`);
+    await page.button('Connect now').click();
+    assert.equal(await page.page.evaluate(() => document.activeElement.id), 'channel');
+    assert.match(await page.state(), /^waiting/);
+    await page.field('Channel').fill('old');
+    await page.until('closed');
+
+    gateway = await startGateway(`--listen=${address}`);
+    await page.connect('old');
+    await page.field('Channel').fill('new');
+    await gateway.stop();
+    await page.until('waiting to reconnect');
+    gateway = await startGateway(`--listen=${address}`);
+    test.after(() => gateway.stop());
+    await page.button('Connect now').click();
+    await page.until('open');
+    await page.send('hello');
+    assert.deepEqual(await page.read(2), [
+      ['you', 'channel new', 'hello'],
+      ['channel new', 'you', 'hello'],
+    ]);
+    assert.deepEqual(Object.keys((await gateway.api('channels', {})).result.channels), ['new']);
+    await page.leave();
+  });
+
+  for (const [field, value] of [
+    ['Address', 'ws://127.0.0.1:1/echo'],
+    ['Channel', 'new'],
+    ['Subprotocol', 'chat'],
+    ['Token', 'head.body.signature'],
+  ]) {
+    it(`waits no longer when the field ${field} changes`, async () => {
+      const gateway = await startGateway();
+      const page = await browser.open(gateway);
+      await page.page.evaluate(() => {
+        window.setTimeout = () => 0;
+      });
+      await page.connect('old');
+      await gateway.stop();
+      await page.until('waiting to reconnect');
+      await page.field(field).fill(value);
+      await page.until('closed');
+      await page.says('no longer waiting, since the fields have changed');
+      assert.ok(!(await page.button('Connect now').isVisible()));
+      assert.equal(await page.field(field).inputValue(), value);
+      await page.leave();
+    });
+  }
+
   it('shows a token, and is refused without one', async () => {
     const secret = 'not so secret, not so secret, not so secret';
     const gateway = await startGateway(`--token-hmac-secret=${secret}`);
