@@ -59,7 +59,7 @@ describe('the console page', { timeout: 20 * DEADLINE_MS }, () => {
     const [address, channel] = [page.field('Address'), page.field('Channel')];
     const complaint = page.page.locator('#channel-complaint');
     const last = `ws://${gateway.address}/channels/demo`;
-    for (const name of ['.n', '..n', '...', './/..', '%2e', '%2E%2E']) {
+    for (const name of ['.n', '..n', './/..', '%2e']) {
       await channel.fill('demo');
       await channel.press('ControlOrMeta+a');
       for (let typed = 1; typed <= name.length; typed++) {
