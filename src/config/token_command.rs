@@ -26,14 +26,14 @@ pub struct Make {
     pub sub: Option<String>,
     /// How long it holds (claim exp), such as 15m, 1h or 30days
     #[arg(long, value_name = "DURATION", help_heading = "Claims", default_value = "1h",
-          value_parser = humantime::parse_duration, conflicts_with = "never_expires")]
+          value_parser = whole_seconds, conflicts_with = "never_expires")]
     pub expires_in: Duration,
     /// It holds as long as its key
     #[arg(long, help_heading = "Claims")]
     pub never_expires: bool,
     /// From when it holds, from now on (claim nbf)
     #[arg(long, value_name = "DURATION", help_heading = "Claims",
-          value_parser = humantime::parse_duration)]
+          value_parser = whole_seconds)]
     pub valid_in: Option<Duration>,
     /// Channels that it may subscribe to, such as 'news:*'; may be repeated
     #[arg(long, value_name = "PATTERN", help_heading = "Claims")]
@@ -85,6 +85,14 @@ impl std::fmt::Debug for Check {
         let Self { token: _, json, flags } = self;
         f.debug_struct("Check").field("json", json).field("flags", flags).finish_non_exhaustive()
     }
+}
+
+fn whole_seconds(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if duration.subsec_nanos() != 0 {
+        return Err("the times in tokens have no fractions of a second. Write whole ones".to_owned());
+    }
+    Ok(duration)
 }
 
 fn algorithm(name: &str) -> Result<Algorithm, String> {

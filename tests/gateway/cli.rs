@@ -391,6 +391,7 @@ fn token_command_without_a_key_exits_with_2_and_the_remedy() {
         &["token"][..],
         &["token", "make", "--algorithm", "none"],
         &["token", "make", "--expires-in", "soon"],
+        &["token", "make", "--expires-in", "1s 500ms"],
         &["token", "make", "--subscribe", ""],
         &["token", "check"],
     ] {
