@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::cli::Flags;
+use super::value::ValueError;
 use crate::auth::keys::Algorithm;
 use crate::auth::pattern::ChannelPattern;
 
@@ -26,14 +27,14 @@ pub struct Make {
     pub sub: Option<String>,
     /// How long it holds (claim exp), such as 15m, 1h or 30days
     #[arg(long, value_name = "DURATION", help_heading = "Claims", default_value = "1h",
-          value_parser = whole_seconds, conflicts_with = "never_expires")]
+          value_parser = time_in_token, conflicts_with = "never_expires")]
     pub expires_in: Duration,
     /// It holds as long as its key
     #[arg(long, help_heading = "Claims")]
     pub never_expires: bool,
     /// From when it holds, from now on (claim nbf)
     #[arg(long, value_name = "DURATION", help_heading = "Claims",
-          value_parser = whole_seconds)]
+          value_parser = time_in_token)]
     pub valid_in: Option<Duration>,
     /// Channels that it may subscribe to, such as 'news:*'; may be repeated
     #[arg(long, value_name = "PATTERN", help_heading = "Claims")]
@@ -87,10 +88,11 @@ impl std::fmt::Debug for Check {
     }
 }
 
-fn whole_seconds(text: &str) -> Result<Duration, String> {
+/// Longer than a setting may be.
+fn time_in_token(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    if duration.subsec_nanos() != 0 {
-        return Err("the times in tokens have no fractions of a second. Write whole ones".to_owned());
+    if duration.subsec_nanos() > 0 {
+        return Err(ValueError::FractionOfSecond.to_string());
     }
     Ok(duration)
 }

@@ -94,7 +94,7 @@ impl Coding {
 
     /// What it takes to deflate a message of so many bytes for this connection only, as bytes that are
     /// inflated.
-    pub(crate) fn effort_bytes(&self, message_bytes: usize) -> usize {
+    pub(crate) fn inflated_effort_bytes(&self, message_bytes: usize) -> usize {
         let each = match self {
             Self::Takeover(takeover) if takeover.ours.is_some() => takeover.message_effort_bytes(),
             Self::Off | Self::Alone(_) | Self::Takeover(_) => MESSAGE_BYTES,

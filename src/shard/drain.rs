@@ -58,11 +58,19 @@ impl Shard {
             let client = self.table.borrow().client(*id).cloned();
             if let Some(client) = client {
                 self.guard(&client, || client.close(code, reason, self));
-                if code == CloseCode::GOING_AWAY {
-                    client.socket.borrow().send_elsewhere();
-                }
             }
         }
+    }
+
+    /// The same, so that their clients connect again, to another gateway.
+    fn send_all_elsewhere(&self, clients: &[ConnectionId], reason: &str) {
+        for id in clients {
+            let client = self.table.borrow().client(*id).cloned();
+            if let Some(client) = client {
+                client.socket.borrow().send_elsewhere();
+            }
+        }
+        self.close_all(clients, CloseCode::GOING_AWAY, reason);
     }
 
     /// Begins to close a share of the connections. Returns how many it will be.
@@ -114,7 +122,7 @@ async fn close_evenly(shard: &Shard, clients: &[ConnectionId], duration: Duratio
             let share = elapsed.as_secs_f64() / duration.as_secs_f64();
             ((clients.len() as f64 * share) as usize + 1).min(clients.len())
         };
-        shard.close_all(&clients[closed..due], CloseCode::GOING_AWAY, reason);
+        shard.send_all_elsewhere(&clients[closed..due], reason);
         closed = due;
         if shard.table.borrow().len() == 0 {
             return;

@@ -357,7 +357,7 @@ pub(crate) fn process(
                         count_echoed(shard, kind);
                         answer.begin_gathering(buffer);
                         answer.deflate(client, connection, shard, frame.bytes(&buffer[start..]));
-                        effort_bytes += client.coding.effort_bytes(payload_bytes);
+                        effort_bytes += client.coding.inflated_effort_bytes(payload_bytes);
                         if effort_bytes >= MAX_EFFORT_BYTES {
                             answer.send(client, connection, shard, buffer);
                             return connection.decoder.keep_unread(&buffer[at..end]);
@@ -413,7 +413,7 @@ pub(crate) fn process(
                         answer.begin_gathering(buffer);
                         answer.deflate(client, connection, shard, &inflated);
                         if client.deflates(inflated.len(), shard) {
-                            effort_bytes += client.coding.effort_bytes(inflated.len());
+                            effort_bytes += client.coding.inflated_effort_bytes(inflated.len());
                         }
                         shard.recycle(inflated);
                     }

@@ -20,7 +20,7 @@ pub(crate) struct Gate(Mutex<Inner>);
 
 struct Inner {
     addresses: Addresses,
-    /// Those that held when somebody last came in.
+    /// Those that hold, as far as anybody was told.
     limits: Limits,
 }
 

@@ -183,13 +183,13 @@ fn tls_refusals() -> Rate {
 }
 
 impl Shard {
-    /// A bucket for [`Shard::may_refuse_over_tls`].
+    /// A bucket for [`Shard::try_refuse_over_tls`].
     pub(super) fn new_tls_refusals(now: Instant) -> TokenBucket {
         TokenBucket::full(tls_refusals(), now)
     }
 
     /// Counts one more to whom it is said over TLS why they may not come in, if there may be one.
-    fn may_refuse_over_tls(&self) -> bool {
+    fn try_refuse_over_tls(&self) -> bool {
         let mut bucket = self.tls_refusals.get();
         let may = bucket.try_take(tls_refusals(), Instant::now()).is_ok();
         self.tls_refusals.set(bucket);
@@ -304,7 +304,7 @@ async fn serve(
     }
     if let Some(reason) = handshake.refusal_reason()
         && entrance.tls.is_some()
-        && !shard.may_refuse_over_tls()
+        && !shard.try_refuse_over_tls()
     {
         return reject(&shard, &handshake, reason);
     }

@@ -1,7 +1,7 @@
 //! Certificates: which one a client sees, how they change, and who may come in by one of their own.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tokio_rustls::TlsConnector;
@@ -106,14 +106,14 @@ async fn file_that_cannot_be_read_is_told_once_and_what_was_loaded_stays() {
     let before = shown(&connector, &gateway, HOST).await;
     let (cert, key) = authority.sign_pem(&[HOST]);
     // Root may read everything, but no directory.
-    std::fs::remove_file(&pair.key).expect("it is there");
-    std::fs::create_dir(&pair.key).expect("nothing is there");
+    let link = pair.key.with_extension("link");
+    std::os::unix::fs::symlink(std::env::temp_dir(), &link).expect("nothing is there");
+    std::fs::rename(&link, &pair.key).expect("a file gives way to it");
     replace(&pair.cert, &cert);
     gateway.until_metric(RELOADS, &[("result", "failure")], 1.0).await;
     gateway.until_logged("cannot be read").await;
     assert_eq!(shown(&connector, &gateway, HOST).await, before);
 
-    std::fs::remove_dir(&pair.key).expect("it is there");
     replace(&pair.key, &key);
     gateway.until_metric(RELOADS, &[("result", "success")], 1.0).await;
     assert_eq!(shown(&connector, &gateway, HOST).await, der(&cert));
@@ -128,12 +128,14 @@ async fn flood_of_clients_over_the_limit_costs_a_handshake_of_tls_for_few_of_the
     let (pair, connector) = (authority.sign("gateway", &[HOST]), authority.connector());
     let limit = ["--shards", "1", "--max-handshakes-per-second", "1"];
     let gateway = start(&[&pair], &limit).await;
+    let start = Instant::now();
     let mut encrypted = 0;
     for _ in 0..CLIENTS {
         encrypted += usize::from(tls::connect(&connector, gateway.listen, HOST).await.is_ok());
     }
-    assert!(encrypted >= 10, "{encrypted} hear why");
-    assert!(encrypted < CLIENTS, "all of them do");
+    // One a second comes in, 50 a second hear why not, and so many at once.
+    let most = 1.0 + 32.0 + 51.0 * start.elapsed().as_secs_f64() + 1.0;
+    assert!((10.0..=most).contains(&(encrypted as f64)), "{encrypted} of at most {most}");
     let counted = async || {
         let metrics = gateway.metrics().await;
         let rejected = metrics.sum("wsgate_connections_rejected_total", &[]);

@@ -157,8 +157,8 @@ impl Http2 {
         Client::from_upgraded(upgraded, id)
     }
 
-    /// The gateway has said GOAWAY.
-    pub(crate) fn is_told_to_go(&self) -> bool {
+    /// The connection is no more.
+    pub(crate) fn has_ended(&self) -> bool {
         self.requests.is_closed()
     }
 

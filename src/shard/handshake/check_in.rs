@@ -58,18 +58,19 @@ impl ClientAddress {
 
     /// Lets it in and counts it, as long as the ticket lives.
     pub(super) fn try_enter(self, shard: &Shard) -> Result<Option<Ticket>, Limited> {
-        let limited = self.address.filter(|_| self.is_limited).map(AddressKey::from);
-        let settings = shard.settings();
-        let limits = &settings.admission.limits;
-        shard.loads.gate.try_enter(limited, limits, shard.now()).map_err(Limited)
+        let limits = &shard.settings().admission.limits;
+        shard.loads.gate.try_enter(self.limited(), limits, shard.now()).map_err(Limited)
     }
 
     /// Counts another request of a connection that has come in.
     pub(super) fn try_ask_again(self, shard: &Shard) -> Result<(), Limited> {
-        let limited = self.address.filter(|_| self.is_limited).map(AddressKey::from);
-        let settings = shard.settings();
-        let limits = &settings.admission.limits;
-        shard.loads.gate.try_ask_again(limited, limits, shard.now()).map_err(Limited)
+        let limits = &shard.settings().admission.limits;
+        shard.loads.gate.try_ask_again(self.limited(), limits, shard.now()).map_err(Limited)
+    }
+
+    /// What counts as its address for the limits, where they hold for it.
+    fn limited(self) -> Option<AddressKey> {
+        self.address.filter(|_| self.is_limited).map(AddressKey::from)
     }
 }
 

@@ -45,8 +45,12 @@ const MAX_STREAMS: u32 = 100;
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 
 /// The windows of all streams together, so that one which is not read for a while, such as that of a
-/// publisher to a congested channel, holds up no other.
+/// publisher to a congested channel, holds up no other. h2 allows for what small frames take beside their
+/// bytes by it, too, and ends a connection with more of them unread.
 const CONNECTION_WINDOW_BYTES: u32 = MAX_STREAMS * STREAM_WINDOW_BYTES;
+
+/// The same for a trusted proxy, where those who are not read are not all of one client.
+const PROXY_WINDOW_BYTES: u32 = 8 * CONNECTION_WINDOW_BYTES;
 
 /// Bytes of one stream that hyper holds for a client that does not take them. The outbound queue is before
 /// it.
@@ -56,15 +60,16 @@ const MAX_SEND_BYTES: usize = 64 * 1024;
 /// reset (CVE-2023-44487), and ends the connection.
 const MAX_PENDING_RESETS: usize = 20;
 
+/// The same of a trusted proxy: many of its clients can give up together.
+const MAX_PENDING_RESETS_OF_PROXY: usize = 10_000;
+
 /// Streams that were reset for what the client did wrong on them, such as a path that is none. More ends
 /// the connection (RUSTSEC-2024-0003). A trusted proxy brings what all its clients do wrong for as long as
 /// it runs, and reads what it is told: there is no bound for it, or anybody could end everybody's.
 const MAX_ERROR_RESETS: usize = 100;
 
-/// Requests that hyper itself has refused while the socket takes nothing. More ends the connection.
-const MAX_UNREAD_REFUSALS: usize = 100;
-
-/// The same in one turn, before others have theirs.
+/// Requests that hyper itself refuses before others have their turn. h2 takes no more of them while the
+/// socket takes nothing.
 const MAX_REFUSALS_PER_TURN: usize = 100;
 
 /// How an HTTP/2 connection begins (RFC 9113 section 3.4), as far as no request of HTTP/1 does.
@@ -108,12 +113,8 @@ struct Connection {
     has_asked: Cell<bool>,
     /// Each stream holds it, too.
     siblings: Arc<Siblings>,
-    /// hyper has ended the socket.
-    is_shut: Cell<bool>,
-    /// The socket takes nothing now.
-    is_full: Cell<bool>,
-    /// Requests that hyper has refused since.
-    unread_refusals: Cell<usize>,
+    /// The client or hyper has ended the socket.
+    is_over: Cell<bool>,
     /// Streams that were answered with 200 in this very turn.
     answered: RefCell<Vec<Answered>>,
 }
@@ -263,17 +264,22 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let before = buffer.remaining();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if matches!(read, Poll::Ready(Err(_))) || read.is_ready() && buffer.remaining() == before {
+            self.connection.is_over.set(true);
+        }
+        read
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -281,9 +287,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.connection.is_full.set(written.is_pending());
-        written
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -295,7 +299,7 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.connection.is_shut.set(true);
+        self.connection.is_over.set(true);
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
@@ -307,19 +311,13 @@ where
 {
     for _ in 0..MAX_REFUSALS_PER_TURN {
         let polled = http.as_mut().poll(cx);
-        if !matches!(polled, Poll::Ready(Ok(()))) || connection.is_shut.get() {
+        if !matches!(polled, Poll::Ready(Ok(()))) || connection.is_over.get() {
             return polled.map(|_| ());
         }
         // hyper has reset a CONNECT that announces a body, and takes that for the end of everything. But the
         // WebSockets on the other streams may be those of others, behind a proxy.
         connection.was_used.set(true);
         reject(&connection.shard, &connection.handshake, Rejection::BadRequest);
-        let unread =
-            if connection.is_full.get() { connection.unread_refusals.get() + 1 } else { 0 };
-        connection.unread_refusals.set(unread);
-        if unread > MAX_UNREAD_REFUSALS {
-            return Poll::Ready(());
-        }
     }
     cx.waker().wake_by_ref();
     Poll::Pending
@@ -335,9 +333,7 @@ pub(super) async fn serve(reserved: Reservation, socket: Stream, accepted_at: In
         was_used: Cell::new(false),
         has_asked: Cell::new(false),
         siblings: Arc::default(),
-        is_shut: Cell::new(false),
-        is_full: Cell::new(false),
-        unread_refusals: Cell::new(0),
+        is_over: Cell::new(false),
         answered: RefCell::default(),
     });
     let socket = Socket { stream: socket, connection: Rc::clone(&connection) };
@@ -345,15 +341,20 @@ pub(super) async fn serve(reserved: Reservation, socket: Stream, accepted_at: In
         let connection = Rc::clone(&connection);
         async move { Ok::<_, Infallible>(connection.answer(request).await) }
     });
+    let (window_bytes, pending_resets, error_resets) = if connection.is_of_proxy() {
+        (PROXY_WINDOW_BYTES, MAX_PENDING_RESETS_OF_PROXY, None)
+    } else {
+        (CONNECTION_WINDOW_BYTES, MAX_PENDING_RESETS, Some(MAX_ERROR_RESETS))
+    };
     let http = hyper::server::conn::http2::Builder::new(Tasks(Rc::clone(&connection)))
         .enable_connect_protocol()
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEAD_BYTES as u32)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_connection_window_size(window_bytes)
         .max_send_buf_size(MAX_SEND_BYTES)
-        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-        .max_local_error_reset_streams((!connection.is_of_proxy()).then_some(MAX_ERROR_RESETS))
+        .max_pending_accept_reset_streams(pending_resets)
+        .max_local_error_reset_streams(error_resets)
         .serve_connection(TokioIo::new(socket), service);
     let mut http = pin!(http);
     let mut had_requests = false;

@@ -6,7 +6,6 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -20,32 +19,39 @@ const MAX_PIECE_BYTES: usize = 16 * 1024;
 /// What the WebSockets of one HTTP/2 connection tell it. Each of them holds it. All of them are on one
 /// thread, but hyper asks more of a stream.
 #[derive(Default)]
-pub(crate) struct Siblings {
-    is_unwelcome: AtomicBool,
-    waker: Mutex<Option<Waker>>,
+pub(crate) struct Siblings(Mutex<Welcome>);
+
+/// Where the client is to open its next WebSocket.
+enum Welcome {
+    /// Here. If that changes somebody is to be woken.
+    Here(Waker),
+    Elsewhere,
+}
+
+impl Default for Welcome {
+    fn default() -> Self {
+        Self::Here(Waker::noop().clone())
+    }
 }
 
 impl Siblings {
     /// Their client is to open its next WebSocket elsewhere.
     fn send_elsewhere(&self) {
-        self.is_unwelcome.store(true, Ordering::Relaxed);
-        let waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(waker) = waker {
+        let mut welcome = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Welcome::Here(waker) = std::mem::replace(&mut *welcome, Welcome::Elsewhere) {
             waker.wake();
         }
     }
 
     /// Whether the client is to go elsewhere. If not, it has the task of `cx` look again once it is.
     pub(crate) fn poll_unwelcome(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.is_unwelcome.load(Ordering::Relaxed) {
-            return Poll::Ready(());
+        match &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Welcome::Here(waker) => {
+                waker.clone_from(cx.waker());
+                Poll::Pending
+            }
+            Welcome::Elsewhere => Poll::Ready(()),
         }
-        let mut waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            None => *waker = Some(cx.waker().clone()),
-        }
-        Poll::Pending
     }
 }
 
