@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::pubsub::ConnectionId;
 use crate::shard::Shard;
+use crate::shard::client::Client;
 use crate::shard::orders::Shed;
 use crate::shard::wheel::TICK;
 use crate::wire::close::CloseCode;
@@ -54,23 +55,24 @@ impl Shard {
 
     /// Closes those of `clients` that are still there.
     pub(super) fn close_all(&self, clients: &[ConnectionId], code: CloseCode, reason: &str) {
-        for id in clients {
-            let client = self.table.borrow().client(*id).cloned();
-            if let Some(client) = client {
-                self.guard(&client, || client.close(code, reason, self));
-            }
-        }
+        self.for_each_left(clients, |client| client.close(code, reason, self));
     }
 
     /// The same, so that their clients connect again, to another gateway.
     fn send_all_elsewhere(&self, clients: &[ConnectionId], reason: &str) {
+        self.for_each_left(clients, |client| {
+            client.socket.borrow().send_elsewhere();
+            client.close(CloseCode::GOING_AWAY, reason, self);
+        });
+    }
+
+    fn for_each_left(&self, clients: &[ConnectionId], act: impl Fn(&Client)) {
         for id in clients {
             let client = self.table.borrow().client(*id).cloned();
             if let Some(client) = client {
-                client.socket.borrow().send_elsewhere();
+                self.guard(&client, || act(&client));
             }
         }
-        self.close_all(clients, CloseCode::GOING_AWAY, reason);
     }
 
     /// Begins to close a share of the connections. Returns how many it will be.

@@ -30,7 +30,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
-use crate::admission::rate::{Rate, TokenBucket};
+use crate::admission::rate::Rate;
 use crate::pubsub::ConnectionId;
 use crate::shard::accept::Entrance;
 use crate::shard::admitted::Shown;
@@ -178,16 +178,11 @@ async fn check_in(
 
 /// To say no over TLS takes as much as to let somebody in. So many a second hear why from each shard; what
 /// comes beyond is closed.
-fn tls_refusals() -> Rate {
+pub(super) fn tls_refusals() -> Rate {
     Rate::new(50, MAX_REFUSED as u32)
 }
 
 impl Shard {
-    /// A bucket for [`Shard::try_refuse_over_tls`].
-    pub(super) fn new_tls_refusals(now: Instant) -> TokenBucket {
-        TokenBucket::full(tls_refusals(), now)
-    }
-
     /// Counts one more to whom it is said over TLS why they may not come in, if there may be one.
     fn try_refuse_over_tls(&self) -> bool {
         let mut bucket = self.tls_refusals.get();

@@ -336,7 +336,7 @@ impl Shard {
             timers_changed: Notify::new(),
             turn_started: Notify::new(),
             refused: Cell::new(0),
-            tls_refusals: Cell::new(Self::new_tls_refusals(Instant::now())),
+            tls_refusals: Cell::new(TokenBucket::full(handshake::tls_refusals(), Instant::now())),
             stage: Cell::new(Stage::Serving),
             stop_accepting: Notify::new(),
             emptied: Notify::new(),

@@ -97,6 +97,13 @@ class Console {
     await this.page.locator('#state-words', { hasText: new RegExp(`^${words}$`) }).waitFor();
   }
 
+  // Waits that begin from now on do not end by themselves.
+  async neverStopWaiting() {
+    await this.page.evaluate(() => {
+      window.setTimeout = () => 0;
+    });
+  }
+
   /** Connects by the buttons, to a channel; the empty name is the echo. */
   async connect(channel) {
     await this.field('Channel').fill(channel);

@@ -626,10 +626,7 @@ describe('the console page of a gateway that goes away', { timeout: 20 * DEADLIN
   it('connects at once, or waits no longer, when told to', async () => {
     const gateway = await startGateway();
     const page = await browser.open(gateway);
-    // Waits that never end by themselves.
-    await page.page.evaluate(() => {
-      window.setTimeout = () => 0;
-    });
+    await page.neverStopWaiting();
     await page.connect('');
     await gateway.stop();
     await page.until('waiting to reconnect');
@@ -648,10 +645,7 @@ describe('the console page of a gateway that goes away', { timeout: 20 * DEADLIN
     let gateway = await startGateway();
     const { address } = gateway;
     const page = await browser.open(gateway);
-    // Waits that never end by themselves.
-    await page.page.evaluate(() => {
-      window.setTimeout = () => 0;
-    });
+    await page.neverStopWaiting();
     await page.connect('old');
     await page.field('Channel').fill('.');
     await gateway.stop();
@@ -690,9 +684,7 @@ describe('the console page of a gateway that goes away', { timeout: 20 * DEADLIN
     it(`waits no longer when the field ${field} changes`, async () => {
       const gateway = await startGateway();
       const page = await browser.open(gateway);
-      await page.page.evaluate(() => {
-        window.setTimeout = () => 0;
-      });
+      await page.neverStopWaiting();
       await page.connect('old');
       await gateway.stop();
       await page.until('waiting to reconnect');
